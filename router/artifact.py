@@ -1,0 +1,191 @@
+"""A router as a folder: manifest.json (what it is, thresholds, checksums) and arrays.npz.
+
+Nothing in it is ever executed: JSON and plain arrays, no pickle. The manifest carries the SHA-256
+of the arrays and of itself, so a flipped digit in a threshold is found as surely as one in a
+matrix.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.confidence import Confidence
+from router.embedding import Embedding
+from router.errors import BadArtifact, VersionMismatch
+from router.ood import Ood
+from router.output import OutputSpec
+from router.report import Ranking, Report
+from router.router import Router
+from router.threshold import NEVER, Certificate
+
+#: Raised whenever old folders stop meaning the same: also when n-gram hashing or signals change.
+FORMAT = 1
+MANIFEST = "manifest.json"
+ARRAYS = "arrays.npz"
+
+
+def save(router: Router, folder: Path) -> None:
+    """Write the folder (made if missing). The manifest comes last: without it there is no router,
+    and with it the router is whole. The same router gives the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **_arrays(router))
+    content = buffer.getvalue()
+    (folder / ARRAYS).write_bytes(content)
+    manifest = {
+        "format": FORMAT,
+        "package": _package_version(),
+        "files": {ARRAYS: hashlib.sha256(content).hexdigest()},
+        "spec": {
+            "kind": router.spec.kind,
+            "labels": router.spec.labels,
+            "fields": {name: tuple(values) for name, values in router.spec.fields.items()},
+            "max_tokens": router.spec.max_tokens,
+            "fences": router.spec.fences,
+        },
+        "ood": {
+            "epsilon": router.ood_epsilon,
+            "unseen": router.ood.embedding.unseen,
+            "uses": router.ood.uses,
+        },
+        "confidence": {"bias": router.confidence.bias},
+        "threshold": router.threshold,
+        "certificate": None if router.certificate is None else asdict(router.certificate),
+        "report": asdict(router.report),
+    }
+    manifest["sha256"] = _digest(manifest)
+    partial = folder / (MANIFEST + ".part")
+    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    partial.replace(folder / MANIFEST)
+
+
+def load(folder: Path) -> Router:
+    """The router saved in ``folder``. Raises BadArtifact or VersionMismatch naming the file."""
+    manifest = _manifest(folder / MANIFEST)
+    try:
+        wanted = manifest["files"][ARRAYS]
+    except (KeyError, TypeError):
+        raise BadArtifact(f"{folder / MANIFEST}: does not list {ARRAYS}") from None
+    arrays = _read_arrays(folder / ARRAYS, wanted)
+    try:
+        return _router(manifest, arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadArtifact(f"{folder / MANIFEST}: not a router ({error!r})") from None
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(_read(path))
+    except ValueError:
+        raise BadArtifact(f"{path}: not valid JSON") from None
+    if not isinstance(manifest, dict):
+        raise BadArtifact(f"{path}: not a JSON object")
+    if manifest.get("format") != FORMAT:
+        raise VersionMismatch(
+            f"{path}: format {manifest.get('format')!r}, this version reads {FORMAT};"
+            " calibrate again"
+        )
+    if manifest.pop("sha256", None) != _digest(manifest):
+        raise BadArtifact(f"{path}: was changed after it was written (checksum differs)")
+    return manifest
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadArtifact(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _read_arrays(path: Path, wanted: str) -> Mapping[str, NDArray[Any]]:
+    content = _read(path)
+    if hashlib.sha256(content).hexdigest() != wanted:
+        raise BadArtifact(f"{path}: checksum differs from the manifest's")
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise BadArtifact(f"{path}: not readable as arrays ({error})") from None
+
+
+def _arrays(router: Router) -> dict[str, NDArray[Any]]:
+    ood, head = router.ood, router.confidence
+    return {
+        "keys": ood.embedding.keys,
+        "idf": ood.embedding.idf,
+        "axes": ood.embedding.axes,
+        "rows": ood.rows,
+        "weights": ood.weights,
+        "biases": ood.biases,
+        "centroids": ood.centroids,
+        "reference": ood.reference,
+        "head_weights": head.weights,
+        "head_means": head.means,
+        "head_scales": head.scales,
+    }
+
+
+def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Router:
+    spec, certificate, report = manifest["spec"], manifest["certificate"], manifest["report"]
+    threshold = float(manifest["threshold"])
+    if certificate is None and threshold < NEVER:
+        raise ValueError("a threshold without a certificate")
+    return Router(
+        spec=OutputSpec(
+            kind=spec["kind"],
+            labels=tuple(spec["labels"]),
+            fields={name: tuple(values) for name, values in spec["fields"].items()},
+            max_tokens=spec["max_tokens"],
+            fences=spec["fences"],
+        ),
+        ood=Ood(
+            embedding=Embedding(
+                keys=arrays["keys"],
+                idf=arrays["idf"],
+                unseen=float(manifest["ood"]["unseen"]),
+                axes=arrays["axes"],
+            ),
+            rows=arrays["rows"],
+            weights=arrays["weights"],
+            biases=arrays["biases"],
+            centroids=arrays["centroids"],
+            uses=tuple(manifest["ood"]["uses"]),
+            reference=arrays["reference"],
+        ),
+        ood_epsilon=float(manifest["ood"]["epsilon"]),
+        confidence=Confidence(
+            kind=spec["kind"],
+            weights=arrays["head_weights"],
+            means=arrays["head_means"],
+            scales=arrays["head_scales"],
+            bias=float(manifest["confidence"]["bias"]),
+        ),
+        threshold=threshold,
+        certificate=None if certificate is None else Certificate(**certificate),
+        report=Report(
+            **{
+                **report,
+                "rankings": {name: Ranking(**item) for name, item in report["rankings"].items()},
+            }
+        ),
+    )
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _package_version() -> str:
+    try:
+        return version("retort")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"

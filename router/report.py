@@ -1,0 +1,61 @@
+"""What a calibration found, in numbers a person can judge: quality, coverage, and what trivial
+routers would have done on the same rows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.confidence import auroc
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """How well a score orders drafts. ``auroc``: right over wrong ones. ``apgr``: the average
+    share of the disagreement that sending the lowest-scored share to the teacher removes, over
+    all shares (0.5 is random)."""
+
+    auroc: float
+    apgr: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """``n``: calibration rows (those a learned head did not see); ``agreement``: 1 minus the mean
+    loss of all drafts; ``invalid`` and ``turned_away``: shares stopped by the output rules and by
+    the OOD gate; ``learned``: whether the score is a fitted head; ``rankings``: of ``score`` and
+    of the baselines; ``evidence_needed``: further requests a certificate needs at the least, if
+    its surest drafts make no further error (0 with no certificate: the rows suffice, the student
+    does not); ``evidence_expected``: if they err on as observed (None: then never);
+    ``ood_rows_needed``: further calibration rows before the OOD gate can turn anything away."""
+
+    n: int = 0
+    agreement: float = 0.0
+    invalid: float = 0.0
+    turned_away: float = 0.0
+    learned: bool = False
+    rankings: Mapping[str, Ranking] = field(default_factory=dict)
+    evidence_needed: int = 0
+    evidence_expected: int | None = None
+    ood_rows_needed: int = 0
+
+
+def rank(scores: Sequence[float], losses: Sequence[float]) -> Ranking:
+    """The two numbers of one score (higher is surer) against the losses."""
+    s, x = np.asarray(scores, np.float64), np.asarray(losses, np.float64)
+    return Ranking(auroc=auroc(s, x <= 0.5), apgr=apgr(s, x))
+
+
+def apgr(scores: Doubles, losses: Doubles) -> float:
+    """Area under (share sent to the teacher, lowest scores first → share of the loss removed);
+    rows with equal scores are sent together, at their mean loss."""
+    total = float(losses.sum())
+    if total == 0.0:
+        return 0.5
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    removed = np.concatenate([[0.0], np.cumsum(np.bincount(place, weights=losses))]) / total
+    sent = np.concatenate([[0], np.cumsum(counts)]) / len(losses)
+    return float(np.trapezoid(removed, sent))

@@ -1,0 +1,268 @@
+"""The whole decision for one task: before the student is asked, and after it answered.
+
+Why the certificate holds. It bounds the share of all requests that pass ``check`` and the
+threshold and disagree with the teacher, *without* counting on the OOD gate. What is served is a
+subset of that, so the promise holds whatever the gate does and whichever rows it was fitted on
+(the calibration prompts are its reference). The price is small: on traffic like the calibration
+the gate stops at most ``ood_epsilon``. The score must not have seen the rows it is certified on.
+The default score sees none. A learned head is fitted on a fixed hash-chosen part of the rows and
+certified on the others; then both scores are certified, with the allowed error split between the
+two beforehand, so both certificates hold at once and the one that serves more may be picked.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.confidence import Confidence, default, fit_confidence, plain
+from router.decision import Answer, Decision, Reason, Route
+from router.ood import Ood, fit_ood
+from router.output import OutputSpec, check, disagreement, label_of, learn
+from router.report import Ranking, Report, rank
+from router.signals import Signals, signals
+from router.threshold import (
+    NEVER,
+    REJECTED,
+    Certificate,
+    certify,
+    evidence_expected,
+    evidence_needed,
+    interval,
+)
+
+Doubles = NDArray[np.float64]
+
+#: With fewer calibration rows all of them go into the certificate and no head is tried.
+HEAD_ROWS = 600
+#: Of this many rows by hash, the head gets the first bucket.
+HEAD_BUCKETS = 3
+#: The share of the allowed error that is set aside for the head's certificate.
+HEAD_DELTA = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """A prompt with the teacher's answer: what the student is trained on."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A held-out prompt that both answered: the student as it is served, and the teacher."""
+
+    prompt: str
+    student: Answer
+    teacher: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Router:
+    """A fitted router. ``threshold`` is NEVER where there is no certificate. Prompts are what the
+    student is told to answer (the user's text, without system prompt), as in training."""
+
+    spec: OutputSpec
+    ood: Ood
+    ood_epsilon: float
+    confidence: Confidence
+    threshold: float = NEVER
+    certificate: Certificate | None = None
+    report: Report = field(default_factory=Report)
+
+    def before(self, prompt: str) -> Decision:
+        """Whether to ask the student at all: route STUDENT means "go on". ``p_ood`` is always
+        set, also where the student is not certified (the queue and shadow mode want it)."""
+        p_ood = self.ood.p_value(prompt)
+        if self.certificate is None:
+            return Decision(route=Route.TEACHER, reason=Reason.NOT_CERTIFIED, p_ood=p_ood)
+        if p_ood <= self.ood_epsilon:
+            return Decision(route=Route.TEACHER, reason=Reason.OOD, p_ood=p_ood)
+        return Decision(route=Route.STUDENT, reason=Reason.TRUSTED, p_ood=p_ood)
+
+    def after(self, prompt: str, answer: Answer, p_ood: float | None = None) -> Decision:
+        """Whether the student's draft may be served. ``p_ood`` is passed through."""
+        score = self.score(prompt, answer)
+        if check(self.spec, answer) is not None:
+            route, reason = Route.TEACHER, Reason.INVALID
+        elif score < self.threshold:
+            route, reason = Route.TEACHER, Reason.UNSURE
+        else:
+            route, reason = Route.STUDENT, Reason.TRUSTED
+        return Decision(route=route, reason=reason, score=score, p_ood=p_ood)
+
+    def score(self, prompt: str, answer: Answer) -> float:
+        """The trust in a draft, in [0, 1]. Says nothing about the output rules."""
+        signal = signals(self.spec.kind, answer, tuple(self.spec.fields))
+        views = self.ood.views(prompt) if self.confidence.learned else np.zeros(0)
+        return self.confidence.score(signal, views)
+
+
+def fit_router(
+    *,
+    spec: OutputSpec,
+    train: Sequence[Labelled],
+    calibration: Sequence[Judged],
+    max_disagreement: float,
+    confidence: float,
+    ood_epsilon: float,
+    seed: int = 17,
+) -> Router:
+    """The router of a student, from its training rows and from held-out traffic it answered.
+
+    ``calibration`` must be requests of the task as they come in, none of them trained on. Too few
+    or too bad ones give a router without certificate, which sends everything to the teacher.
+    """
+    spec = learn(spec, (row.answer for row in train))
+    ood = fit_ood(
+        [(row.prompt, label_of(spec, row.answer)) for row in train],
+        [row.prompt for row in calibration],
+        seed=seed,
+    )
+    router = Router(spec=spec, ood=ood, ood_epsilon=ood_epsilon, confidence=default(spec.kind))
+    if not calibration:
+        return replace(router, report=_report(router, _Rows(), max_disagreement, 1 - confidence))
+    rows = _Rows.of(router, calibration)
+    delta = 1.0 - confidence
+    chosen, certificate, certified = _certify(router, rows, max_disagreement, delta, seed)
+    router = replace(router, confidence=chosen)
+    if certificate is not None:
+        router = replace(
+            router,
+            threshold=certificate.threshold,
+            certificate=_with_gate(certificate, router, certified, delta),
+        )
+    return replace(router, report=_report(router, certified, max_disagreement, delta))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows:
+    """The calibration rows, as numbers."""
+
+    prompts: Sequence[str] = ()
+    signals: Sequence[Signals] = ()
+    views: Sequence[Doubles] = ()
+    losses: Doubles = field(default_factory=lambda: np.zeros(0))
+    valid: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    passed: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+
+    @classmethod
+    def of(cls, router: Router, calibration: Sequence[Judged]) -> "_Rows":
+        spec, ood = router.spec, router.ood
+        fields = tuple(spec.fields)
+        views = [ood.views(row.prompt) for row in calibration]
+        return cls(
+            prompts=[row.prompt for row in calibration],
+            signals=[signals(spec.kind, row.student, fields) for row in calibration],
+            views=views,
+            losses=np.array(
+                [disagreement(spec, row.student.text, row.teacher) for row in calibration]
+            ),
+            valid=np.array([check(spec, row.student) is None for row in calibration]),
+            passed=np.array([ood.place(view) > router.ood_epsilon for view in views]),
+        )
+
+    def only(self, mask: NDArray[np.bool_]) -> "_Rows":
+        picked = np.flatnonzero(mask).tolist()
+        return _Rows(
+            prompts=[self.prompts[at] for at in picked],
+            signals=[self.signals[at] for at in picked],
+            views=[self.views[at] for at in picked],
+            losses=self.losses[mask],
+            valid=self.valid[mask],
+            passed=self.passed[mask],
+        )
+
+    def scores(self, confidence: Confidence) -> Doubles:
+        """Invalid drafts are never served, so they score REJECTED."""
+        raw = map(confidence.score, self.signals, self.views)
+        return np.where(self.valid, np.fromiter(raw, np.float64, len(self.valid)), REJECTED)
+
+
+def _certify(
+    router: Router, rows: _Rows, alpha: float, delta: float, seed: int
+) -> tuple[Confidence, Certificate | None, _Rows]:
+    """The score to use, its certificate, and the rows that certificate speaks of."""
+    binary = router.spec.kind != "text"
+    base = router.confidence
+    if len(rows.prompts) < HEAD_ROWS:
+        ours = certify(rows.scores(base), rows.losses, alpha, delta, binary=binary)
+        return base, ours, rows
+    # Split the error before looking, or choosing between the certificates would void them.
+    ours = certify(rows.scores(base), rows.losses, alpha, delta * (1 - HEAD_DELTA), binary=binary)
+    taught = np.array([_bucket(prompt) == 0 for prompt in rows.prompts])
+    seen = rows.only(taught)
+    head = fit_confidence(
+        router.spec.kind,
+        list(zip(seen.signals, seen.views, strict=True)),
+        seen.losses.tolist(),
+        seed=seed,
+    )
+    if head is None:
+        return base, ours, rows
+    unseen = rows.only(~taught)
+    theirs = certify(unseen.scores(head), unseen.losses, alpha, delta * HEAD_DELTA, binary=binary)
+    if theirs is None or (ours is not None and theirs.coverage <= ours.coverage):
+        return base, ours, rows
+    return head, theirs, unseen
+
+
+def _bucket(prompt: str) -> int:
+    return zlib.crc32(b"head:" + prompt.encode("utf-8", "surrogatepass")) % HEAD_BUCKETS
+
+
+def _with_gate(certificate: Certificate, router: Router, rows: _Rows, delta: float) -> Certificate:
+    """The certificate with the coverage that is left behind the OOD gate."""
+    served = (rows.scores(router.confidence) >= certificate.threshold) & rows.passed
+    low, high = interval(int(served.sum()), len(served), delta)
+    return replace(
+        certificate,
+        confidence=1.0 - delta,
+        coverage=float(served.mean()),
+        coverage_low=low,
+        coverage_high=high,
+    )
+
+
+def _report(router: Router, rows: _Rows, alpha: float, delta: float) -> Report:
+    n = len(rows.prompts)
+    ood_rows = max(0, ceil(1.0 / router.ood_epsilon) - 1 - n) if router.ood_epsilon > 0 else 0
+    if n == 0:
+        needed = evidence_needed(0, 0.0, alpha, delta) if alpha > 0 else 0
+        return Report(evidence_needed=needed, ood_rows_needed=ood_rows)
+    scores = rows.scores(router.confidence)
+    sure = scores >= max(scores.max(), 0.0)
+    errors = float(rows.losses[sure].sum())
+    lacking = router.certificate is None and alpha > 0
+    return Report(
+        n=n,
+        agreement=1.0 - float(rows.losses.mean()),
+        invalid=1.0 - float(rows.valid.mean()),
+        turned_away=1.0 - float(rows.passed.mean()),
+        learned=router.confidence.learned,
+        rankings=_rankings(router, rows, scores),
+        evidence_needed=evidence_needed(n, errors, alpha, delta) if lacking else 0,
+        evidence_expected=evidence_expected(n, errors, alpha, delta) if lacking else 0,
+        ood_rows_needed=ood_rows,
+    )
+
+
+def _rankings(router: Router, rows: _Rows, scores: Doubles) -> dict[str, Ranking]:
+    """The score in use and what it must beat: each ranks the same drafts."""
+    kind, losses = router.spec.kind, rows.losses.tolist()
+    baselines: dict[str, Callable[[int], float]] = {
+        "answer probability": lambda at: plain(kind, rows.signals[at]),
+        "mean log-probability": lambda at: rows.signals[at].mean,
+        "least sure token": lambda at: rows.signals[at].min,
+        "least sure field": lambda at: rows.signals[at].field_min,
+        "first token": lambda at: rows.signals[at].first,
+        "like the training prompts": lambda at: -float(rows.views[at][-1:].sum()),
+        "prompt length": lambda at: -float(len(rows.prompts[at])),
+    }
+    n = range(len(losses))
+    found = {name: rank([of(at) for at in n], losses) for name, of in baselines.items()}
+    return {"score": rank(scores.tolist(), losses), **found, "random": Ranking(auroc=0.5, apgr=0.5)}

@@ -1,0 +1,188 @@
+"""The whole decision: teacher wherever there is a doubt."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from router.decision import Answer, Reason, Route, Token
+from router.output import OutputSpec
+from router.router import HEAD_ROWS, Judged, Labelled, Router, fit_router
+from router.threshold import NEVER, upper_bound
+
+
+def test_a_good_student_is_certified_and_serves(router: Router, traffic: Any) -> None:
+    certificate = router.certificate
+    assert certificate is not None
+    assert router.threshold == certificate.threshold <= 1.0
+    assert certificate.upper_bound <= 0.05 and certificate.confidence == pytest.approx(0.95)
+    assert certificate.coverage > 0.6
+    served = wrong = 0
+    rows = traffic(7).judged(500)
+    for row in rows:
+        before = router.before(row.prompt)
+        after = router.after(row.prompt, row.student, before.p_ood)
+        if before.route is after.route is Route.STUDENT:
+            served += 1
+            wrong += row.student.text != row.teacher
+    assert served / 500 > 0.6
+    assert wrong / 500 <= 0.05
+
+
+def test_strange_prompts_go_to_the_teacher_unasked(
+    router: Router, traffic: Any, strange: tuple[str, ...]
+) -> None:
+    for prompt in strange:
+        decision = router.before(prompt)
+        assert (decision.route, decision.reason) == (Route.TEACHER, Reason.OOD)
+        assert decision.p_ood is not None and decision.p_ood <= router.ood_epsilon
+    ordinary = router.before(traffic(8).rows(1)[0][0])
+    assert (ordinary.route, ordinary.reason) == (Route.STUDENT, Reason.TRUSTED)
+
+
+def test_unsure_and_invalid_drafts_go_to_the_teacher(
+    router: Router, make_draft: Callable[[str, float], Answer]
+) -> None:
+    sure = router.after("p", make_draft("billing", 0.9999), 0.5)
+    assert (sure.route, sure.reason, sure.p_ood) == (Route.STUDENT, Reason.TRUSTED, 0.5)
+    assert sure.score == pytest.approx(0.9999, abs=1e-3)
+    unsure = router.after("p", make_draft("billing", 0.2), None)
+    assert (unsure.route, unsure.reason) == (Route.TEACHER, Reason.UNSURE)
+    invalid = router.after("p", make_draft("gardening", 0.9999), None)
+    assert (invalid.route, invalid.reason) == (Route.TEACHER, Reason.INVALID)
+    silent = dataclasses.replace(make_draft("billing", 0.9999), tokens=())
+    assert router.after("p", silent, None).reason is Reason.UNSURE
+
+
+def test_without_enough_evidence_the_teacher_answers_everything(
+    fit_small: Callable[..., Router], traffic: Any
+) -> None:
+    router = fit_small(traffic(2).judged(40))
+    assert router.certificate is None and router.threshold == NEVER
+    decision = router.before(traffic(3).rows(1)[0][0])
+    assert (decision.route, decision.reason) == (Route.TEACHER, Reason.NOT_CERTIFIED)
+    assert decision.p_ood is not None
+    row = traffic(3).judged(1)[0]
+    assert router.after(row.prompt, row.student).route is Route.TEACHER
+    assert router.report.evidence_needed >= 59 - 40
+    assert router.report.ood_rows_needed == 99 - 40
+
+
+def test_a_student_worse_than_the_contract_serves_nothing_it_is_unsure_of(
+    fit_small: Callable[..., Router], traffic: Any
+) -> None:
+    rows = traffic(2).judged(200, quality=0.3)
+    certificate = fit_small(rows).certificate
+    assert certificate is None or certificate.coverage < 0.5
+
+
+def test_the_contract_cannot_be_met_at_zero(fit_small: Callable[..., Router], traffic: Any) -> None:
+    assert fit_small(traffic(2).judged(200), max_disagreement=0.0).certificate is None
+
+
+def test_no_rows_at_all_give_a_router_that_asks_the_teacher() -> None:
+    router = fit_router(
+        spec=OutputSpec(kind="label"),
+        train=[],
+        calibration=[],
+        max_disagreement=0.05,
+        confidence=0.95,
+        ood_epsilon=0.01,
+    )
+    assert router.before("hello").reason is Reason.NOT_CERTIFIED
+    assert router.report.evidence_needed == 59
+
+
+def test_coverage_counts_those_the_gate_turned_away_as_not_served(
+    fit_small: Callable[..., Router], traffic: Any
+) -> None:
+    rows = traffic(2).judged(200)
+    lenient, strict = fit_small(rows, ood_epsilon=0.01), fit_small(rows, ood_epsilon=0.3)
+    assert lenient.threshold == strict.threshold  # the certificate does not lean on the gate
+    assert lenient.certificate is not None and strict.certificate is not None
+    assert strict.certificate.coverage < lenient.certificate.coverage - 0.1
+    assert strict.report.turned_away == pytest.approx(0.3, abs=0.05)
+
+
+def test_the_report_sets_the_score_beside_trivial_ones(router: Router) -> None:
+    rankings = router.report.rankings
+    assert rankings["score"].auroc > 0.9 > rankings["prompt length"].auroc
+    assert rankings["score"].apgr > 0.8
+    assert rankings["random"].auroc == rankings["random"].apgr == 0.5
+    assert router.report.n == 200
+    assert 0.9 < router.report.agreement < 1.0
+    assert router.report.invalid == 0.0
+
+
+def test_fitting_twice_gives_the_same_decisions(
+    router: Router, fit_small: Callable[..., Router], traffic: Any
+) -> None:
+    again = fit_small(traffic(2).judged(200))
+    assert again.certificate == router.certificate
+    for row in traffic(9).judged(20):
+        assert again.before(row.prompt) == router.before(row.prompt)
+
+
+def test_free_text_is_certified_on_fractional_losses(traffic: Any) -> None:
+    def said(words: str, p: float) -> Answer:
+        return Answer(text=words, tokens=(Token(text=words, logprob=math.log(p)),))
+
+    rows = [
+        Judged(
+            prompt=text,
+            student=said(
+                f"It is about {name} today" if at % 9 else "no idea", 0.9 if at % 9 else 0.2
+            ),
+            teacher=f"It is about {name} now",
+        )
+        for at, (text, name) in enumerate(traffic(2).rows(300))
+    ]
+    router = fit_router(
+        spec=OutputSpec(),
+        train=[Labelled(prompt=text, answer=name) for text, name in traffic(1).rows(100)],
+        calibration=rows,
+        max_disagreement=0.25,
+        confidence=0.9,
+        ood_epsilon=0.05,
+    )
+    assert router.certificate is not None and router.certificate.method == "betting"
+    assert router.after("p", said("fine", 0.9)).route is Route.STUDENT
+    assert router.after("p", said("fine", 0.2)).route is Route.TEACHER
+
+
+def test_a_learned_head_is_certified_on_rows_it_did_not_see(
+    fit_small: Callable[..., Router], traffic: Any, make_draft: Callable[[str, float], Answer]
+) -> None:
+    """A student that is sure of everything, but wrong wherever the prompt is odd: only the
+    strangeness can tell, so the head must win, and its evidence is the smaller part of the rows."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for text, name in traffic(2).rows(HEAD_ROWS + 300):
+        odd = rng.random() < 0.15
+        right = make_draft(name, float(rng.beta(30, 1)))
+        wrong = make_draft("login" if name != "login" else "billing", float(rng.beta(30, 1)))
+        prompt = text[::-1] if odd else text
+        rows.append(Judged(prompt=prompt, student=wrong if odd else right, teacher=right.text))
+    router = fit_small(rows)
+    assert router.confidence.learned and router.report.learned
+    assert router.report.rankings["score"].auroc > 0.9
+    certificate = router.certificate
+    assert certificate is not None
+    assert certificate.n < len(rows) * 0.75
+    assert certificate.upper_bound == pytest.approx(
+        upper_bound(int(certificate.errors_served), certificate.n, 0.05 * 0.2)
+    )
+    good, text = rows[0].student, traffic(4).rows(1)[0][0]
+    assert router.after(text, good).route is Route.STUDENT
+    assert router.after(text[::-1], good).route is Route.TEACHER
+
+
+def test_many_rows_with_an_honest_student_keep_the_plain_score(
+    fit_small: Callable[..., Router], traffic: Any
+) -> None:
+    router = fit_small(traffic(2).judged(HEAD_ROWS, quality=0.9))
+    assert not router.confidence.learned
+    assert router.certificate is not None and router.certificate.n == HEAD_ROWS

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible service: claims a task, asks student or teacher, records every fallback."""

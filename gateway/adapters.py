@@ -1,0 +1,67 @@
+"""LoRA adapters on the student server: which are there, load one, see that it answers.
+
+Names are immutable: an adapter is never reloaded in place, and never is the base model asked.
+The server's two adapter endpoints have no key and take any path: keep it internal.
+"""
+
+import aiohttp
+import orjson
+
+from gateway.errors import BundleError
+
+TIMEOUT_S = 30.0
+
+
+async def loaded(session: aiohttp.ClientSession, url: str) -> set[str]:
+    """The names of all models the server at ``url`` (with /v1) knows. Raises BundleError."""
+    status, raw = await _send(session, "GET", f"{url}/models")
+    try:
+        return {str(model["id"]) for model in orjson.loads(raw)["data"]}
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        raise BundleError(f"the student server's model list cannot be read ({status})") from None
+
+
+async def load_adapter(
+    session: aiohttp.ClientSession, student_base_url: str, name: str, path: str
+) -> None:
+    """Load the adapter in the folder ``path`` (as the server sees it) under ``name``; one that is
+    there already is left alone. Raises BundleError."""
+    body = {"lora_name": name, "lora_path": path}
+    status, raw = await _send(session, "POST", f"{student_base_url}/load_lora_adapter", body)
+    if status == 200 or (status == 400 and b"already" in raw):
+        return
+    reason = raw.decode("utf-8", "replace").strip()[:300]
+    raise BundleError(f"the student server does not load adapter {name} ({status}: {reason})")
+
+
+async def unload_adapter(session: aiohttp.ClientSession, student_base_url: str, name: str) -> None:
+    """Raises BundleError; one that is not there is fine."""
+    body = {"lora_name": name}
+    status, _ = await _send(session, "POST", f"{student_base_url}/unload_lora_adapter", body)
+    if status not in (200, 404):
+        raise BundleError(f"the student server does not unload adapter {name} ({status})")
+
+
+async def answers(session: aiohttp.ClientSession, student_base_url: str, name: str) -> None:
+    """One token from the adapter. Raises BundleError where it has none to give."""
+    messages = [{"role": "user", "content": "ping"}]
+    body = {"model": name, "messages": messages, "max_tokens": 1, "temperature": 0}
+    status, _ = await _send(session, "POST", f"{student_base_url}/chat/completions", body)
+    if status != 200:
+        raise BundleError(f"adapter {name} is loaded but does not answer ({status})")
+
+
+async def _send(
+    session: aiohttp.ClientSession, method: str, url: str, body: object = None
+) -> tuple[int, bytes]:
+    data = None if body is None else orjson.dumps(body)
+    headers = {"content-type": "application/json"}
+    limits = aiohttp.ClientTimeout(total=TIMEOUT_S, sock_connect=5.0)
+    try:
+        async with session.request(
+            method, url, data=data, headers=headers, timeout=limits
+        ) as response:
+            return response.status, await response.read()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise BundleError(f"the student server at {url} cannot be reached ({why})") from None

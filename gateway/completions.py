@@ -1,0 +1,116 @@
+"""A chat completion of a task, from its claim to its answer and its row. Read `answer()`."""
+
+import asyncio
+from dataclasses import replace
+
+import orjson
+
+from gateway.draft import Draft, shown, shown_stream
+from gateway.errors import GatewayError
+from gateway.fallback import ask_teacher, route_headers
+from gateway.first_try import ask_student, score_after, score_before
+from gateway.parts import Parts
+from gateway.protocol import EVENTS, JSON, Sink, student_can
+from gateway.trip import Trip
+from router.decision import Decision, Reason, Route
+
+
+async def answer(parts: Parts, trip: Trip, sink: Sink) -> None:
+    """Decide, ask the student, check its draft, fall back to the teacher, record. Raises
+    GatewayError where nobody could answer."""
+    trip.decision = before(trip)
+    try:
+        if trip.decision.route is Route.STUDENT:
+            trip.draft = await ask_student(parts, trip, stream=trip.chat.stream)
+            trip.decision = after(trip)
+        if trip.decision.route is Route.TEACHER:
+            try:
+                await ask_teacher(parts, trip, sink)
+                return
+            except GatewayError as error:
+                if sink.started or not may_degrade(trip, error):
+                    raise
+                trip.decision = replace(trip.decision, route=Route.STUDENT, reason=Reason.DEGRADED)
+                if trip.keeps_text:
+                    await parts.ledger.outlive(parts.ledger.keep(trip.lane, trip.exchange()))
+        await serve(trip, sink)
+        if trip.sampled and trip.keeps_text and trip.decision.reason is not Reason.DEGRADED:
+            parts.auditor.submit(trip)
+    except GatewayError as error:
+        trip.status = error.status
+        raise
+    except asyncio.CancelledError:
+        trip.status = 499
+        raise
+    finally:
+        parts.ledger.close(trip, sink)
+
+
+def before(trip: Trip) -> Decision:
+    """Who is asked first. Route STUDENT means: ask it and look at its draft."""
+    task, live, chat = trip.lane.task, trip.live, trip.chat
+    if chat.forced is Route.TEACHER:
+        return Decision(route=Route.TEACHER, reason=Reason.FORCED)
+    if task.mode == "collect" and chat.forced is None:
+        return Decision(route=Route.TEACHER, reason=Reason.COLLECT)
+    if live is None:
+        return Decision(route=Route.TEACHER, reason=Reason.NO_BUNDLE)
+    if not student_can(chat):
+        return Decision(route=Route.TEACHER, reason=Reason.HARD)
+    decision = score_before(trip, live)
+    if chat.forced is Route.STUDENT:
+        return replace(decision, route=Route.STUDENT, reason=Reason.FORCED)
+    if task.mode == "shadow":
+        return replace(decision, route=Route.TEACHER, reason=Reason.SHADOW)
+    return decision
+
+
+def after(trip: Trip) -> Decision:
+    """Whether the draft is served."""
+    first, live, draft = trip.decision, trip.live, trip.draft
+    if live is None or draft is None:
+        return replace(first, route=Route.TEACHER, reason=Reason.STUDENT_ERROR)
+    decision = score_after(trip, live, draft, first)
+    if trip.chat.forced is Route.STUDENT:
+        return replace(decision, route=Route.STUDENT, reason=Reason.FORCED)
+    if decision.route is Route.STUDENT and not keeps_format(trip, draft):
+        return replace(decision, route=Route.TEACHER, reason=Reason.INVALID)
+    return decision
+
+
+def keeps_format(trip: Trip, draft: Draft) -> bool:
+    """A request that demands JSON gets JSON, whatever the task's output rules say."""
+    wanted = trip.chat.body.get("response_format")
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    if kind not in ("json_object", "json_schema"):
+        return True
+    try:
+        orjson.loads(draft.answer.text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def may_degrade(trip: Trip, error: GatewayError) -> bool:
+    """A draft the gates only doubted may stand in for a teacher that is down. Not one that breaks
+    the output rules, and not for a request the teacher refused."""
+    return (
+        trip.lane.task.on_teacher_down == "degraded"
+        and trip.draft is not None
+        and trip.decision.reason is Reason.UNSURE
+        and (error.status >= 500 or error.status == 429)
+    )
+
+
+async def serve(trip: Trip, sink: Sink) -> None:
+    """The student's draft becomes the answer."""
+    draft = trip.draft
+    assert draft is not None
+    headers = route_headers(trip)
+    if trip.decision.reason is Reason.DEGRADED:
+        headers.append((b"x-retort-degraded", b"true"))
+    if trip.chat.stream:
+        await sink.start(200, [*EVENTS, *headers])
+        await sink.end(shown_stream(draft, trip.chat))
+    else:
+        await sink.whole(200, orjson.dumps(shown(draft, trip.chat)), [JSON, *headers])

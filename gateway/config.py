@@ -1,0 +1,314 @@
+"""The one YAML file: its sections, defaults and meaning. Nothing else reads it.
+
+Unknown keys, wrong types and impossible combinations are refused with the path of each mistake.
+Secrets never stand in the file, only the names of the environment variables that hold them.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gateway.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Price(Section):
+    """Dollars per million tokens. A price left out is unknown and costs are then null, never 0."""
+
+    input_usd: float | None = Field(default=None, ge=0)
+    """Dollars per million prompt tokens."""
+    output_usd: float | None = Field(default=None, ge=0)
+    """Dollars per million completion tokens."""
+    cached_input_usd: float | None = Field(default=None, ge=0)
+    """Dollars per million prompt tokens read from the provider's cache; default: input_usd."""
+
+
+class Server(Section):
+    """Where the gateway listens and who may call it."""
+
+    host: str = "127.0.0.1"
+    """Address to bind."""
+    port: int = Field(default=8080, ge=0, le=65535)
+    """Port to bind; 0 takes any free one."""
+    api_keys_env: str | None = None
+    """Environment variable with the accepted client keys, comma-separated; none: no key needed."""
+    max_body_bytes: int = Field(default=20_000_000, gt=0)
+    """Larger request bodies are refused with 413."""
+    drain_s: Positive = 30.0
+    """How long running answers may take to finish after SIGTERM."""
+
+
+class StoreSection(Section):
+    """Where exchanges, bundles and runs are kept."""
+
+    url: str = ""
+    """SQLAlchemy URL: sqlite:///… or postgresql+psycopg://…; default: retort.db in state_dir."""
+    url_env: str | None = None
+    """Environment variable that holds the URL instead (for passwords)."""
+    commit_ms: float = Field(default=3.0, ge=0, le=1000)
+    """Shortest time between two commits, so that rows share them; an idle store commits at once."""
+
+
+class Teacher(Section):
+    """The model the application uses today: any OpenAI-compatible API."""
+
+    base_url: str = "https://api.openai.com/v1"
+    """Its base URL, with /v1."""
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Environment variable with its key; null: the client's own Authorization header is passed."""
+    model: str | None = None
+    """Model to ask; null: the one the client named."""
+    timeout_s: Positive = 120.0
+    """Longest wait for an answer, or for the next chunk of a stream."""
+    retries: int = Field(default=1, ge=0, le=5)
+    """Repeats after a connection error, 429 or 5xx, before giving up."""
+    price: Price = Price()
+    """What it costs."""
+
+
+class Student(Section):
+    """The vLLM server (with runtime LoRA) that runs the students."""
+
+    base_url: str = "http://127.0.0.1:8100/v1"
+    """Its base URL, with /v1. Keep it internal: its adapter endpoints have no key."""
+    base_model: str = "student-base"
+    """Name under which it serves the bare base model. Retort never routes to it."""
+    timeout_s: Positive = 30.0
+    """Longest wait for an answer before the teacher is asked instead."""
+    max_concurrency: int = Field(default=32, gt=0)
+    """Requests in flight at once; above it the teacher is asked at once."""
+    price: Price = Price()
+    """What it costs, per token."""
+
+
+class Claim(Section):
+    """Which requests belong to the task. Every rule given must hold; a list matches any of its
+    entries."""
+
+    model: list[str] = []
+    """Model names the application sends."""
+    system: str | None = None
+    """The exact text of the system (or developer) prompt."""
+    system_prefix: str | None = None
+    """How the system prompt begins."""
+    system_regex: str | None = None
+    """Regular expression searched in the system prompt."""
+    system_sha256: str | None = None
+    """SHA-256 (hex) of the system prompt, for prompts too long to repeat here."""
+    metadata: dict[str, str] = {}
+    """Entries the request's `metadata` must hold."""
+    header: dict[str, str] = {}
+    """HTTP headers (lower case) the request must carry, with their values."""
+
+    @field_validator("system_regex")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        if value is not None:
+            re.compile(value)
+        return value
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "Claim":
+        if self == Claim.model_construct():
+            raise ValueError("at least one rule is needed, or the task would claim everything")
+        return self
+
+
+class PromptContract(Section):
+    """What the student sees in place of the application's own prompt."""
+
+    system: str | None = "Answer."
+    """Short system prompt; null keeps the application's."""
+    user_regex: str | None = None
+    """Regular expression whose group `text` is cut out of the last user message; default: all."""
+
+    @field_validator("user_regex")
+    @classmethod
+    def _has_group(cls, value: str | None) -> str | None:
+        if value is not None and "text" not in re.compile(value, re.DOTALL).groupindex:
+            raise ValueError("needs a group named text: (?P<text>…)")
+        return value
+
+
+class Output(Section):
+    """What an answer of this task looks like, and how two of them are compared."""
+
+    kind: Literal["label", "json", "text"] = "text"
+    """label: one of a few strings; json: one object; text: anything (compared as words)."""
+    labels: list[str] = []
+    """For label: the allowed ones; empty allows what the teacher was seen to answer."""
+    fields: dict[str, list[Any]] = {}
+    """For json: the required fields, each with its allowed values (an empty list allows any)."""
+    max_tokens: int = Field(default=256, gt=0)
+    """A draft that reaches this many tokens is invalid."""
+
+
+class Contract(Section):
+    """The quality promise of the task."""
+
+    max_disagreement: Share = 0.05
+    """Of all requests of the task, at most this share may be answered by the student in
+    disagreement with the teacher."""
+    confidence: Share = 0.95
+    """With at least this probability over the evidence."""
+
+
+class Task(Section):
+    """One narrow job with its own student, router and contract."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")
+    """Short name, used in metrics and paths."""
+    mode: Literal["collect", "shadow", "serve"] = "serve"
+    """collect: all to the teacher; shadow: the student decides unseen; serve: it answers where it
+    is certified."""
+    claim: Claim
+    """Which requests are this task's."""
+    prompt: PromptContract = PromptContract()
+    """What the student is asked."""
+    output: Output = Output()
+    """What an answer looks like."""
+    contract: Contract = Contract()
+    """What is promised."""
+    audit_rate: Share = 0.05
+    """Share of requests, chosen by hash, whose student answers the teacher checks off the path."""
+    ood_epsilon: Share = 0.01
+    """Share of ordinary traffic the out-of-distribution gate may turn away by mistake."""
+    on_teacher_down: Literal["error", "degraded"] = "error"
+    """degraded: serve the student's held draft, marked, when no teacher answers."""
+    store_payloads: bool = True
+    """False keeps no text of this task; it can then not be distilled."""
+
+
+class Training(Section):
+    """How a student is trained."""
+
+    base_model: str = ""
+    """Hugging Face folder or id of the base model (the one the student server runs)."""
+    rank: int = Field(default=8, gt=0)
+    """LoRA rank; at most the server's --max-lora-rank."""
+    alpha: int = Field(default=16, gt=0)
+    """LoRA alpha."""
+    target_modules: list[str] = ["q_proj", "v_proj"]
+    """Layers that get an adapter; all linear ones on a GPU, q and v on a CPU (twice as fast)."""
+    learning_rate: Positive = 8e-4
+    """Peak learning rate (linear decay, short warm-up)."""
+    epochs: Positive = 2.0
+    """Passes over the training rows."""
+    batch_size: int = Field(default=8, gt=0)
+    """Rows per step."""
+    max_length: int = Field(default=512, gt=0)
+    """Longest row in tokens. More than 2 % of rows over it fails the run: no row is cut."""
+    seed: int = 17
+    """Seed of everything random in training."""
+
+
+class Nightly(Section):
+    """When a night does what."""
+
+    min_new_rows: int = Field(default=50, ge=0)
+    """Fewer new usable rows than this: the night harvests and stops."""
+    alpha: Share = 0.05
+    """Level of the paired test between challenger and champion, spent over the nights."""
+    margin: Share = 0.02
+    """A challenger may be at most this much worse (agreement) to be called not worse."""
+    lease_s: Positive = 3600.0
+    """How long a harvester may hold rows before another may take them."""
+
+
+class Config(Section):
+    """The whole file."""
+
+    state_dir: str = "~/.local/share/retort"
+    """Folder for the database, the spool, bundles and runs."""
+    server: Server = Server()
+    """Where to listen."""
+    store: StoreSection = StoreSection()
+    """Where to keep rows."""
+    teacher: Teacher = Teacher()
+    """The expensive model."""
+    student: Student = Student()
+    """The cheap one's server."""
+    tasks: list[Task] = []
+    """The jobs to distil; what none of them claims passes through to the teacher."""
+    training: Training = Training()
+    """How students are trained."""
+    nightly: Nightly = Nightly()
+    """What a night does."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _unique_names(cls, tasks: list[Task]) -> list[Task]:
+        names = [task.name for task in tasks]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two tasks are named {name!r}")
+        return tasks
+
+    @property
+    def state(self) -> Path:
+        return Path(self.state_dir).expanduser()
+
+    @property
+    def database_url(self) -> str:
+        if self.store.url_env is not None:
+            value = os.environ.get(self.store.url_env, "")
+            if not value:
+                raise ConfigError(
+                    f"store.url_env: environment variable {self.store.url_env} is not set"
+                )
+            return value
+        return self.store.url or f"sqlite:///{self.state / 'retort.db'}"
+
+    def task(self, name: str | None = None) -> Task:
+        """The task of that name, or the only one. Raises ConfigError with the names there are."""
+        known = [task.name for task in self.tasks]
+        if name is None and len(self.tasks) == 1:
+            return self.tasks[0]
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        what = "no task named " + repr(name) if name else "which task?"
+        raise ConfigError(f"{what} (the configuration has: {', '.join(known) or 'none'})")
+
+
+def parse(text: str, source: str = "config") -> Config:
+    """The configuration written in ``text``. Raises ConfigError naming every mistake and where."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f":{where.line + 1}" if where is not None else ""
+        raise ConfigError(f"{source}{line}: not valid YAML ({error.__class__.__name__})") from None
+    try:
+        return Config.model_validate({} if data is None else data)
+    except ValidationError as error:
+        mistakes = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'top level'}: {_sentence(item)}"
+            for item in error.errors()
+        )
+        raise ConfigError(f"{source}: {mistakes}") from None
+
+
+def _sentence(item: Any) -> str:
+    if item["type"] == "extra_forbidden":
+        return "unknown key"
+    return str(item["msg"]).removeprefix("Value error, ")
+
+
+def load(path: Path) -> Config:
+    """Read the file. Raises ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    return parse(text, str(path))

@@ -1,0 +1,166 @@
+"""The student's draft: how it is asked for, read, and shown to the client as if nothing were."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from gateway.config import Task
+from gateway.errors import UpstreamError
+from gateway.pricing import Usage, read_usage
+from gateway.prompt import student_messages
+from gateway.protocol import DONE, Body, Chat, event
+from gateway.streaming import check_streams, events, parse_chunk, payload
+from router.decision import Answer, Token
+
+#: alternatives per token the router reads
+TOP_LOGPROBS = 5
+#: keys that stand in every answer even where they are null; other nulls are vLLM's own
+_REQUIRED = frozenset({"content", "refusal", "logprobs", "finish_reason", "usage"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """The student's answer: what the router reads, and the object or chunks it came in."""
+
+    answer: Answer
+    usage: Usage | None
+    body: Body | None = None
+    chunks: tuple[Body, ...] = ()
+    raw_usage: Any = None
+
+
+def student_body(task: Task, adapter: str, chat: Chat, *, stream: bool) -> Body:
+    """What the student is asked: the short prompt, most likely tokens first, as it was trained
+    and calibrated. Of the client's own wishes only those that end or cut the answer are kept."""
+    body: Body = {
+        "model": adapter,
+        "messages": student_messages(task.prompt, chat.messages),
+        "temperature": 0,
+        "max_tokens": _max_tokens(task, chat),
+        "logprobs": True,
+        "top_logprobs": max(TOP_LOGPROBS, chat.top_logprobs or 0),
+    }
+    if chat.body.get("stop") is not None:
+        body["stop"] = chat.body["stop"]
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return body
+
+
+def _max_tokens(task: Task, chat: Chat) -> int:
+    asked = (chat.body.get(name) for name in ("max_tokens", "max_completion_tokens"))
+    limits = [limit for limit in asked if isinstance(limit, int) and limit > 0]
+    return min([task.output.max_tokens, *limits])
+
+
+def read_draft(body: Body) -> Draft:
+    """Raises UpstreamError where the answer cannot be read."""
+    try:
+        choice = body["choices"][0]
+        answer = Answer(
+            text=_text(choice["message"]["content"]),
+            tokens=tuple(_tokens(choice)),
+            finish_reason=choice["finish_reason"] or "stop",
+        )
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise UpstreamError("The student's answer cannot be read.") from None
+    usage = body.get("usage")
+    return Draft(answer=answer, usage=read_usage(usage), body=body, raw_usage=usage)
+
+
+async def read_draft_stream(response: aiohttp.ClientResponse) -> Draft:
+    """The whole stream. Raises UpstreamError where it cannot be read or has no end."""
+    check_streams(response, "student")
+    chunks: list[Body] = []
+    texts: list[str] = []
+    tokens: list[Token] = []
+    finish_reason: str | None = None
+    usage: Any = None
+    async for raw in events(response):
+        data = payload(raw)
+        if data is None or data == b"[DONE]":
+            continue
+        chunk = parse_chunk(data, "student")
+        usage = chunk.pop("usage", None) or usage
+        if not chunk.get("choices"):
+            continue
+        chunks.append(chunk)
+        try:
+            choice = chunk["choices"][0]
+            texts.append(_text(choice["delta"].get("content") or ""))
+            tokens += _tokens(choice)
+            finish_reason = choice.get("finish_reason") or finish_reason
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            raise UpstreamError("The student's stream cannot be read.") from None
+    if finish_reason is None:
+        raise UpstreamError("The student's stream broke off.", code="upstream_broken")
+    answer = Answer(text="".join(texts), tokens=tuple(tokens), finish_reason=finish_reason)
+    return Draft(answer=answer, usage=read_usage(usage), chunks=tuple(chunks), raw_usage=usage)
+
+
+def _text(content: Any) -> str:
+    if not isinstance(content, str):
+        raise TypeError(content)
+    return content
+
+
+def _tokens(choice: Body) -> Iterable[Token]:
+    logprobs = choice.get("logprobs") or {}
+    for item in logprobs.get("content") or ():
+        top = sorted((float(other["logprob"]) for other in item["top_logprobs"]), reverse=True)
+        yield Token(text=item["token"], logprob=float(item["logprob"]), top=tuple(top))
+
+
+def shown(draft: Draft, chat: Chat) -> Body:
+    """The answer as the client sees it: under the model it named, without what only the gate
+    needed."""
+    assert draft.body is not None
+    body = _clean(draft.body)
+    body["model"] = chat.model
+    body["choices"] = [_shown_choice(choice, "message", chat) for choice in body["choices"]]
+    return body
+
+
+def shown_stream(draft: Draft, chat: Chat) -> bytes:
+    """The same as a stream, to its end."""
+    first = draft.chunks[0]
+    same = {"id": first.get("id"), "created": first.get("created"), "model": chat.model}
+    parts = []
+    for chunk in draft.chunks:
+        out = _clean(chunk) | same
+        out["choices"] = [_shown_choice(choice, "delta", chat) for choice in out["choices"]]
+        if chat.usage:
+            out["usage"] = None
+        parts.append(event(out))
+    if chat.usage and draft.raw_usage is not None:
+        last = {"object": "chat.completion.chunk", "choices": [], "usage": _clean(draft.raw_usage)}
+        parts.append(event(same | last))
+    return b"".join(parts) + DONE
+
+
+def _shown_choice(choice: Body, part: str, chat: Chat) -> Body:
+    out = _clean(choice)
+    out["logprobs"] = _shown_logprobs(choice.get("logprobs"), chat.top_logprobs)
+    out.setdefault("finish_reason", None)
+    inner = _clean(choice[part])
+    if part == "message":
+        inner.setdefault("refusal", None)
+    if not inner.get("tool_calls", True):
+        del inner["tool_calls"]
+    out[part] = inner
+    return out
+
+
+def _shown_logprobs(logprobs: Any, top: int | None) -> Any:
+    if top is None or not isinstance(logprobs, dict):
+        return None
+    content = logprobs.get("content")
+    if content is not None:
+        content = [item | {"top_logprobs": item["top_logprobs"][:top]} for item in content]
+    return {"refusal": None} | logprobs | {"content": content}
+
+
+def _clean(data: Body) -> Body:
+    return {key: value for key, value in data.items() if value is not None or key in _REQUIRED}

@@ -1,0 +1,104 @@
+"""What is written down: durable rows for the queue, ledger rows, metrics, one log line."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+
+from gateway import metrics
+from gateway.errors import StoreError
+from gateway.lane import Lane
+from gateway.protocol import Sink
+from gateway.store import Store
+from gateway.tables import Exchange
+from gateway.trip import Trip
+from router.decision import Route
+
+logger = logging.getLogger(__name__)
+
+
+class Ledger:
+    """Writes outlive the request that asked for them: a client that leaves does not take its row
+    along."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._writes: set[asyncio.Task[None]] = set()
+
+    async def keep(self, lane: Lane, row: Exchange) -> None:
+        """Returns when the row is durable. Never raises: an answer is not withheld because it
+        cannot be written down, but the loss is counted."""
+        started = time.perf_counter()
+        try:
+            outcome: str = await self._store.append([row])
+        except StoreError as error:
+            outcome = "lost"
+            logger.error("exchange lost", extra={"request_id": row.id, "error": str(error)})
+        metrics.exchange_write_seconds.observe(time.perf_counter() - started)
+        lane.metrics.exchanges[(outcome,)].inc()
+
+    def outlive(self, write: Coroutine[None, None, None]) -> asyncio.Future[None]:
+        """Start a write that goes on also where whoever awaits it is cancelled."""
+        task = asyncio.ensure_future(write)
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        return asyncio.shield(task)
+
+    async def drain(self) -> None:
+        while self._writes:
+            await asyncio.wait(self._writes)
+
+    def close(self, trip: Trip, sink: Sink) -> None:
+        """The request is over, one way or the other."""
+        ended = time.perf_counter()
+        trip.status = trip.status or sink.status or 500
+        lane, decision, incoming = trip.lane, trip.decision, trip.incoming
+        route, reason = decision.route.value, decision.reason.value
+        children = lane.metrics
+        duration_s = ended - incoming.arrived
+        stream = "true" if trip.chat.stream else "false"
+        children.requests[(route, reason, str(trip.status), stream)].inc()
+        children.seconds[(route,)].observe(duration_s)
+        children.overhead.observe(max(0.0, duration_s - incoming.waited_s))
+        if trip.chat.stream and sink.first_byte_at is not None:
+            children.first_token[(route,)].observe(sink.first_byte_at - incoming.arrived)
+        if decision.score is not None:
+            children.score.observe(decision.score)
+        if decision.p_ood is not None:
+            children.p_ood.observe(decision.p_ood)
+        self._count_money(trip)
+        self._store.enqueue(trip.request(sink.first_byte_at))
+        logger.info(
+            "answered",
+            extra={
+                "request_id": incoming.id,
+                "task": lane.task.name,
+                "route": route,
+                "reason": reason,
+                "status": trip.status,
+                "score": decision.score,
+                "p_ood": decision.p_ood,
+                "bundle": None if trip.live is None else trip.live.bundle.id,
+                "duration_ms": round(duration_s * 1000, 3),
+            },
+        )
+
+    def _count_money(self, trip: Trip) -> None:
+        children = trip.lane.metrics
+        draft = trip.draft
+        for who, usage in (
+            (Route.STUDENT.value, None if draft is None else draft.usage),
+            (Route.TEACHER.value, trip.teacher_usage),
+        ):
+            if usage is not None:
+                children.tokens[(who, "input")].inc(usage.prompt)
+                children.tokens[(who, "output")].inc(usage.completion)
+        student_usd, teacher_usd = trip.student_usd, trip.teacher_usd
+        if student_usd:
+            children.cost[(Route.STUDENT.value,)].inc(student_usd)
+        if trip.teacher_asked:
+            if teacher_usd:
+                children.cost[(Route.TEACHER.value,)].inc(teacher_usd)
+        elif draft is not None and student_usd is not None and teacher_usd is not None:
+            # a counter cannot fall; a student dearer than its teacher shows in the ledger
+            children.avoided.inc(max(0.0, teacher_usd - student_usd))

@@ -1,0 +1,129 @@
+"""Every Prometheus metric of the gateway: name, help, labels, buckets. Labels come only from
+closed sets (tasks of the configuration, routes, reasons), never from what a client sent."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_LATENCY = tuple(0.01 * 2**k for k in range(17))
+_FIRST_TOKEN = tuple(0.02 * 2**k for k in range(13))
+_OVERHEAD = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
+_SHARE = tuple(round(0.05 * k, 2) for k in range(1, 21))
+
+requests_total = Counter(
+    "retort_requests_total",
+    "Answered requests. task is '-' for traffic no task claims.",
+    ["task", "route", "reason", "code", "stream"],
+)
+request_seconds = Histogram(
+    "retort_request_duration_seconds",
+    "From the request's arrival to the last byte of its answer.",
+    ["task", "route"],
+    buckets=_LATENCY,
+)
+first_token_seconds = Histogram(
+    "retort_time_to_first_token_seconds",
+    "From the request's arrival to the first content byte, streams only.",
+    ["task", "route"],
+    buckets=_FIRST_TOKEN,
+)
+overhead_seconds = Histogram(
+    "retort_overhead_seconds",
+    "Request duration minus the time spent waiting for student and teacher.",
+    ["task"],
+    buckets=_OVERHEAD,
+)
+decision_seconds = Histogram(
+    "retort_decision_seconds",
+    "Time the router took, before or after generation.",
+    ["task", "stage"],
+    buckets=(0.00005, 0.0001, 0.00025, *_OVERHEAD),
+)
+score = Histogram(
+    "retort_score",
+    "Trust in the student's answers, in [0, 1].",
+    ["task"],
+    buckets=_SHARE,
+)
+p_ood = Histogram(
+    "retort_ood_p_value",
+    "Conformal p-value of 'like the training traffic'; uniform when nothing is strange.",
+    ["task"],
+    buckets=(0.001, 0.005, 0.01, *_SHARE),
+)
+upstream_total = Counter(
+    "retort_upstream_requests_total",
+    "Calls to student and teacher. code is the HTTP status, or timeout, connect, cancelled.",
+    ["upstream", "code"],
+)
+upstream_seconds = Histogram(
+    "retort_upstream_duration_seconds",
+    "Duration of calls to student and teacher.",
+    ["upstream"],
+    buckets=_LATENCY,
+)
+upstream_up = Gauge(
+    "retort_upstream_up", "1 while calls to the upstream are let through.", ["upstream"]
+)
+tokens_total = Counter(
+    "retort_tokens_total", "Tokens as the upstream counted them.", ["task", "route", "type"]
+)
+cost_usd_total = Counter(
+    "retort_cost_usd_total", "Dollars spent, where prices are known.", ["task", "route"]
+)
+cost_avoided_usd_total = Counter(
+    "retort_cost_avoided_usd_total",
+    "What the teacher would have cost for what the student answered, minus the student's cost.",
+    ["task"],
+)
+audits_total = Counter(
+    "retort_audits_total",
+    "Student answers checked by the teacher. result: agree | disagree | failed.",
+    ["task", "result"],
+)
+audit_loss_total = Counter(
+    "retort_audit_loss_total",
+    "Disagreement found in audits, each in [0, 1], added up.",
+    ["task"],
+)
+exchanges_total = Counter(
+    "retort_exchanges_total",
+    "Rows for the retraining queue. outcome: stored | duplicate | spooled | lost.",
+    ["task", "outcome"],
+)
+exchange_write_seconds = Histogram(
+    "retort_exchange_write_seconds",
+    "How long an answer waited for its row to be durable.",
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
+)
+queue_rows = Gauge("retort_queue_rows", "Rows of the retraining queue.", ["task", "state"])
+queue_oldest_seconds = Gauge(
+    "retort_queue_oldest_seconds", "Age of the oldest row no night has harvested yet.", ["task"]
+)
+spool_rows = Gauge("retort_spool_rows", "Rows on local disk waiting for the database.")
+inflight = Gauge("retort_inflight_requests", "Requests being answered now.")
+bundle_info = Gauge(
+    "retort_bundle_info",
+    "1 for the bundle that serves each task.",
+    ["task", "bundle", "adapter"],
+)
+threshold = Gauge(
+    "retort_threshold", "Score from which the student's answer is served; 1.01: never.", ["task"]
+)
+certified_coverage = Gauge(
+    "retort_certified_coverage_ratio",
+    "Share of held-out traffic the certified threshold would serve.",
+    ["task"],
+)
+certified_disagreement = Gauge(
+    "retort_certified_disagreement_ratio",
+    "Upper confidence bound on the share of requests served in disagreement with the teacher.",
+    ["task"],
+)
+night_timestamp = Gauge(
+    "retort_night_timestamp_seconds", "When the last night ended, by verdict.", ["task", "verdict"]
+)
+night_agreement = Gauge(
+    "retort_night_agreement_ratio",
+    "Agreement with the teacher on the frozen test split, last evaluation.",
+    ["task", "who"],
+)
+build_info = Gauge("retort_build_info", "1, with the version.", ["version"])

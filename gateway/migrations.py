@@ -1,0 +1,219 @@
+"""The schema's history: functions applied once each, in order, under a lock.
+
+A migration is frozen once released: it spells out its own tables, because ``tables.py`` goes on
+changing. A test compares what they add up to with ``tables.py``.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    DateTime,
+    Engine,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    inspect,
+    select,
+    text,
+)
+
+from gateway.database import refused_in_one_line, shown, transaction
+from gateway.errors import StoreError
+
+#: "retort" as a number: the key of the PostgreSQL lock under which migrations run
+LOCK = 0x7265746F7274
+
+_applied = Table(
+    "retort_migration",
+    MetaData(),
+    Column("name", String, primary_key=True),
+    Column("at", DateTime(timezone=True), nullable=False),
+)
+
+
+def m001_initial(connection: Connection) -> None:
+    meta = MetaData()
+    time = DateTime(timezone=True)
+    big = BigInteger().with_variant(Integer(), "sqlite")
+    Table(
+        "request",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("at", time, nullable=False, index=True),
+        Column("task", String, nullable=False, index=True),
+        Column("route", String, nullable=False),
+        Column("reason", String, nullable=False),
+        Column("bundle", String),
+        Column("status", Integer, nullable=False),
+        Column("stream", Boolean, nullable=False),
+        Column("score", Float),
+        Column("p_ood", Float),
+        Column("duration_ms", Float, nullable=False),
+        Column("first_token_ms", Float),
+        Column("prompt_tokens", Integer),
+        Column("completion_tokens", Integer),
+        Column("cost_usd", Float),
+        Column("teacher_cost_usd", Float),
+    )
+    Table(
+        "exchange",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("dedupe_key", String, nullable=False, unique=True),
+        Column("at", time, nullable=False, index=True),
+        Column("task", String, nullable=False),
+        Column("group_key", String, nullable=False, index=True),
+        Column("prompt", String, nullable=False),
+        Column("body", JSON, nullable=False),
+        Column("teacher_text", String),
+        Column("teacher_model", String),
+        Column("student_text", String),
+        Column("route", String, nullable=False),
+        Column("reason", String, nullable=False),
+        Column("score", Float),
+        Column("p_ood", Float),
+        Column("loss", Float),
+        Column("sampled", Boolean, nullable=False),
+        Column("propensity", Float, nullable=False),
+        Column("bundle", String),
+        Column("prompt_hash", String, nullable=False),
+        Column("state", String, nullable=False),
+        Column("seen", Integer, nullable=False),
+        Column("attempts", Integer, nullable=False),
+        Column("lease_owner", String),
+        Column("lease_until", time),
+        Index("ix_exchange_queue", "task", "state", "at"),
+    )
+    Table(
+        "exchange_event",
+        meta,
+        Column("id", big, primary_key=True),
+        Column("exchange_id", String, nullable=False, index=True),
+        Column("at", time, nullable=False),
+        Column("state", String, nullable=False),
+        Column("detail", String, nullable=False),
+    )
+    Table(
+        "dataset",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("task", String, nullable=False, index=True),
+        Column("at", time, nullable=False),
+        Column("sha256", String, nullable=False),
+        Column("manifest", JSON, nullable=False),
+    )
+    Table(
+        "dataset_row",
+        meta,
+        Column("dataset_id", String, primary_key=True),
+        Column("exchange_id", String, primary_key=True, index=True),
+        Column("split", String, nullable=False),
+    )
+    Table(
+        "bundle",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("task", String, nullable=False, index=True),
+        Column("at", time, nullable=False),
+        Column("state", String, nullable=False),
+        Column("path", String, nullable=False),
+        Column("adapter", String, nullable=False),
+        Column("parent", String),
+        Column("dataset_id", String),
+        Column("run_id", String),
+        Column("summary", JSON, nullable=False),
+        Index(
+            "ix_bundle_one_champion",
+            "task",
+            unique=True,
+            sqlite_where=text("state = 'champion'"),
+            postgresql_where=text("state = 'champion'"),
+        ),
+    )
+    Table(
+        "bundle_event",
+        meta,
+        Column("id", big, primary_key=True),
+        Column("bundle_id", String, nullable=False, index=True),
+        Column("task", String, nullable=False, index=True),
+        Column("at", time, nullable=False),
+        Column("event", String, nullable=False),
+        Column("detail", String, nullable=False),
+    )
+    Table(
+        "run",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("task", String, nullable=False, index=True),
+        Column("kind", String, nullable=False),
+        Column("started_at", time, nullable=False),
+        Column("ended_at", time),
+        Column("state", String, nullable=False),
+        Column("step", String, nullable=False),
+        Column("verdict", String),
+        Column("detail", JSON, nullable=False),
+    )
+    Table(
+        "evaluation",
+        meta,
+        Column("id", big, primary_key=True),
+        Column("bundle_id", String, nullable=False, index=True),
+        Column("dataset_id", String, nullable=False),
+        Column("at", time, nullable=False),
+        Column("n", Integer, nullable=False),
+        Column("agreement", Float, nullable=False),
+        Column("agreement_low", Float, nullable=False),
+        Column("agreement_high", Float, nullable=False),
+        Column("detail", JSON, nullable=False),
+    )
+    meta.create_all(connection)
+
+
+#: in the order in which they are applied
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_initial,)
+
+
+def migrate(engine: Engine) -> list[str]:
+    """Bring the database up to date; returns what was applied. Safe from many processes at once.
+
+    Raises StoreError where the database refuses, or is newer than this code.
+    """
+    with refused_in_one_line(engine):
+        with engine.connect() as connection:
+            if not _pending(connection):
+                return []
+        with transaction(engine) as connection:
+            if connection.dialect.name == "postgresql":
+                # another process may be at it, and take its time
+                connection.execute(text("SET LOCAL lock_timeout = 0"))
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
+            _applied.create(connection, checkfirst=True)
+            done = []
+            for step in _pending(connection):
+                step(connection)
+                row = {"name": step.__name__, "at": datetime.now(UTC)}
+                connection.execute(_applied.insert(), row)
+                done.append(step.__name__)
+            return done
+
+
+def _pending(connection: Connection) -> list[Callable[[Connection], None]]:
+    if not inspect(connection).has_table(_applied.name):
+        return list(MIGRATIONS)
+    applied = set(connection.scalars(select(_applied.c.name)))
+    unknown = applied - {step.__name__ for step in MIGRATIONS}
+    if unknown:
+        raise StoreError(
+            f"{shown(connection.engine)}: the database is newer than this Retort"
+            f" ({', '.join(sorted(unknown))}); install the version that made it"
+        )
+    return [step for step in MIGRATIONS if step.__name__ not in applied]

@@ -1,0 +1,82 @@
+"""Traffic no task claims: to the teacher and back, byte for byte."""
+
+import time
+from collections.abc import Mapping
+
+from gateway import metrics
+from gateway.errors import GatewayError
+from gateway.parts import Parts
+from gateway.protocol import HOP_BY_HOP, Headers, Incoming, Sink, encode_headers
+from gateway.refusals import is_envelope, refused
+from router.decision import Reason, Route
+
+#: the gateway and its server set their own
+_OURS = HOP_BY_HOP | {"x-request-id", "date", "server"}
+_TASK = "-"
+_ROUTE = Route.TEACHER.value
+_WHY: Headers = [
+    (b"x-retort-route", _ROUTE.encode()),
+    (b"x-retort-reason", Reason.UNCLAIMED.value.encode()),
+]
+#: an error body larger than this is no error body
+_ERROR_BYTES = 1_000_000
+
+
+class Broken(Exception):
+    """The answer broke off where no error can be told any more: the connection must be cut."""
+
+
+async def pass_through(
+    parts: Parts, incoming: Incoming, sink: Sink, *, stream: bool = False
+) -> None:
+    """Raises GatewayError, or Broken."""
+    status = 499
+    try:
+        await _relay(parts, incoming, sink)
+        status = sink.status
+    except GatewayError as error:
+        status = error.status
+        raise
+    except Broken:
+        status = 502
+        raise
+    finally:
+        duration_s = time.perf_counter() - incoming.arrived
+        labels = (Reason.UNCLAIMED.value, str(status), "true" if stream else "false")
+        metrics.requests_total.labels(_TASK, _ROUTE, *labels).inc()
+        metrics.request_seconds.labels(_TASK, _ROUTE).observe(duration_s)
+
+
+async def _relay(parts: Parts, incoming: Incoming, sink: Sink) -> None:
+    path_query = incoming.path.removeprefix("/v1")
+    if incoming.query:
+        path_query += "?" + incoming.query
+    headers = parts.teacher.headers(incoming.headers)
+    if "accept-encoding" in incoming.headers:
+        headers["accept-encoding"] = incoming.headers["accept-encoding"]
+    events = False
+    try:
+        async with parts.teacher.forward(
+            incoming.method, path_query, incoming.raw, headers
+        ) as response:
+            shown = [*_WHY, *encode_headers(_shown(response.headers))]
+            if response.status >= 400 and "content-encoding" not in response.headers:
+                raw = await response.content.read(_ERROR_BYTES)
+                if not is_envelope(raw):
+                    raise refused(response, raw)
+                out = [(name, value) for name, value in shown if name != b"content-length"]
+                await sink.whole(response.status, raw, out)
+                return
+            events = response.content_type == "text/event-stream"
+            await sink.start(response.status, shown)
+            async for part in response.content.iter_any():
+                await sink.write(part)
+        await sink.end()
+    except GatewayError:
+        if sink.started and not events:
+            raise Broken from None
+        raise
+
+
+def _shown(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(name.lower(), value) for name, value in headers.items() if name.lower() not in _OURS]

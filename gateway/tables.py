@@ -1,0 +1,215 @@
+"""The database, table by table. Rows are written as given; ids and times come from the caller.
+
+`exchange` is the retraining queue: one row per request of a task that the teacher answered
+(fallback) or checked (audit), with its current state; `exchange_event` is its append-only history.
+"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, Integer, text
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+
+def utcnow() -> datetime:
+    return datetime.now(UTC)
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """Aware UTC in, aware UTC out, also on SQLite, which keeps no zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
+
+
+BigId = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class State(StrEnum):
+    """Where an exchange is on its way into a dataset."""
+
+    #: stored, with or without the teacher's answer
+    CAPTURED = "captured"
+    #: curation dropped it; the event says why
+    REJECTED = "rejected"
+    #: usable, and on the training side of the split
+    TRAINABLE = "trainable"
+    #: usable, and kept for calibration or evaluation for ever
+    HELD_OUT = "held_out"
+    #: member of at least one dataset version
+    IN_DATASET = "in_dataset"
+    #: text removed on request
+    ERASED = "erased"
+
+
+class BundleState(StrEnum):
+    CANDIDATE = "candidate"
+    CHAMPION = "champion"
+    RETIRED = "retired"
+    REJECTED = "rejected"
+
+
+class Request(SQLModel, table=True):
+    """The ledger: one row per answered request of a task. No text."""
+
+    __tablename__ = "request"
+    id: str = Field(primary_key=True)
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False, index=True))
+    task: str = Field(index=True)
+    route: str
+    reason: str
+    bundle: str | None = None
+    status: int
+    stream: bool = False
+    score: float | None = None
+    p_ood: float | None = None
+    duration_ms: float
+    first_token_ms: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost_usd: float | None = None
+    teacher_cost_usd: float | None = None
+    """What the teacher would have cost, or did; null where a price or a count is unknown."""
+
+
+class Exchange(SQLModel, table=True):
+    __tablename__ = "exchange"
+    __table_args__ = (Index("ix_exchange_queue", "task", "state", "at"),)
+    id: str = Field(primary_key=True)
+    """The request id the client received."""
+    dedupe_key: str = Field(unique=True)
+    """SHA-256 of task and request body: a client's retry of the same request is the same row."""
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False, index=True))
+    task: str
+    group_key: str = Field(index=True)
+    """Rows of one group (conversation, or near-identical prompt) never sit on two split sides."""
+    prompt: str
+    """The user text the student and the router see."""
+    body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    """The request as the client sent it."""
+    teacher_text: str | None = None
+    teacher_model: str | None = None
+    student_text: str | None = None
+    route: str
+    reason: str
+    score: float | None = None
+    p_ood: float | None = None
+    loss: float | None = None
+    """Disagreement of student_text with teacher_text, where both are known."""
+    sampled: bool = False
+    """Chosen independently of route and content: sampled rows are traffic as it is."""
+    propensity: float = 1.0
+    """Probability with which `sampled` was drawn."""
+    bundle: str | None = None
+    prompt_hash: str = ""
+    """Hash of the prompt contract in force."""
+    state: str = State.CAPTURED
+    seen: int = 1
+    """How often the same request came."""
+    attempts: int = 0
+    lease_owner: str | None = None
+    lease_until: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+
+
+class ExchangeEvent(SQLModel, table=True):
+    __tablename__ = "exchange_event"
+    id: int | None = Field(default=None, sa_column=Column(BigId, primary_key=True))
+    exchange_id: str = Field(index=True)
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    state: str
+    detail: str = ""
+
+
+class Dataset(SQLModel, table=True):
+    """An immutable dataset version; its id is the hash of its manifest."""
+
+    __tablename__ = "dataset"
+    id: str = Field(primary_key=True)
+    task: str = Field(index=True)
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    sha256: str
+    manifest: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+
+
+class DatasetRow(SQLModel, table=True):
+    __tablename__ = "dataset_row"
+    dataset_id: str = Field(primary_key=True)
+    exchange_id: str = Field(primary_key=True, index=True)
+    split: str
+    """train | calibration | test"""
+
+
+class Bundle(SQLModel, table=True):
+    __tablename__ = "bundle"
+    __table_args__ = (
+        Index(
+            "ix_bundle_one_champion",
+            "task",
+            unique=True,
+            sqlite_where=text("state = 'champion'"),
+            postgresql_where=text("state = 'champion'"),
+        ),
+    )
+    id: str = Field(primary_key=True)
+    task: str = Field(index=True)
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    state: str = BundleState.CANDIDATE
+    path: str
+    """Folder with bundle.json, adapter/ and router/."""
+    adapter: str
+    """Name under which the student server knows the adapter."""
+    parent: str | None = None
+    """The champion it was compared with."""
+    dataset_id: str | None = None
+    run_id: str | None = None
+    summary: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+class BundleEvent(SQLModel, table=True):
+    __tablename__ = "bundle_event"
+    id: int | None = Field(default=None, sa_column=Column(BigId, primary_key=True))
+    bundle_id: str = Field(index=True)
+    task: str = Field(index=True)
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    event: str
+    """registered | promoted | retired | rolled_back | rejected"""
+    detail: str = ""
+
+
+class Run(SQLModel, table=True):
+    """One night (or one step of it run by hand)."""
+
+    __tablename__ = "run"
+    id: str = Field(primary_key=True)
+    task: str = Field(index=True)
+    kind: str
+    started_at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    ended_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+    state: str = "running"
+    """running | done | failed"""
+    step: str = ""
+    verdict: str | None = None
+    detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+class Evaluation(SQLModel, table=True):
+    """How one bundle did on the test split of one dataset version."""
+
+    __tablename__ = "evaluation"
+    id: int | None = Field(default=None, sa_column=Column(BigId, primary_key=True))
+    bundle_id: str = Field(index=True)
+    dataset_id: str
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    n: int
+    agreement: float
+    agreement_low: float
+    agreement_high: float
+    detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))

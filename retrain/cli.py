@@ -1,0 +1,426 @@
+"""`retort`: one command, one subcommand per step of the journey.
+
+Exit codes: 0 done; 1 something is wrong, said in one line; 2 the command line itself is wrong;
+130 interrupted. Nothing heavy is imported before the subcommand that needs it runs.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gateway.errors import RetortError
+
+if TYPE_CHECKING:
+    from gateway.config import Config
+    from gateway.store import Store
+
+Command = Callable[[argparse.Namespace], int]
+
+DESCRIPTION = """\
+Distil a frontier model into a small student and serve it safely.
+
+The journey: collect (`serve`), make a student (`nightly`, or `train`, `evaluate`, `calibrate`,
+`promote` by hand), serve it where it is certified, and retrain it every night. See it all happen
+with `retort demo`; find out what is missing with `retort doctor`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns the exit code; never shows a traceback for a known error."""
+    args = _parser().parse_args(argv)
+    command: Command = args.command
+    try:
+        return command(args)
+    except RetortError as error:
+        print(f"retort: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(
+            f"retort: {args.name} needs the package {error.name}: pip install 'retort[train]'",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `retort queue export | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - stays open until the exit
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="retort",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"retort {version('retort')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(
+        name: str, command: Command, help: str, *, config: bool = True, task: bool = False
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        sub.set_defaults(command=command, name=name)
+        if config:
+            _add_config(sub)
+        if task:
+            sub.add_argument("--task", help="name of the task; may be left out if there is one")
+        return sub
+
+    serve = add("serve", _serve, "run the gateway until it is told to stop")
+    serve.add_argument("--host", help="address to bind, in place of server.host")
+    serve.add_argument("--port", type=int, help="port to bind, in place of server.port; 0: any")
+
+    demo = add("demo", _demo, "see the whole product work on this machine", config=False)
+    from retrain.demo.options import add_options
+
+    add_options(demo)
+
+    student = add("student", _student, "install and run a CPU student server (vLLM)", config=False)
+    student.add_argument("--home", type=Path, help="where to keep it (default: ~/.cache/retort)")
+    student.add_argument("--port", type=int, default=8100, help="port to bind (default: 8100)")
+
+    add(
+        "train",
+        _train,
+        "harvest the queue, train a student on it and register it as a candidate",
+        task=True,
+    )
+    evaluate = add(
+        "evaluate",
+        _evaluate,
+        "ask a bundle's student the held-out requests and compare it with the teacher",
+        task=True,
+    )
+    evaluate.add_argument("bundle", nargs="?", help="bundle id (default: the champion)")
+    calibrate = add(
+        "calibrate",
+        _calibrate,
+        "fit the router of a bundle anew on all evidence; makes a new candidate",
+        task=True,
+    )
+    calibrate.add_argument("bundle", nargs="?", help="bundle id (default: the champion)")
+    promote = add("promote", _promote, "make a bundle the champion of its task")
+    promote.add_argument("bundle", help="bundle id (see `retort bundles`)")
+    promote.add_argument("--why", default="by hand", help="kept in the bundle's history")
+    rollback = add(
+        "rollback", _rollback, "go back to the champion before, or to the teacher", task=True
+    )
+    rollback.add_argument("--why", default="by hand", help="kept in the bundle's history")
+    nightly = add(
+        "nightly",
+        _nightly,
+        "run the loop: harvest, train, evaluate, calibrate, promote on proof",
+        task=True,
+    )
+    nightly.add_argument(
+        "--force",
+        action="store_true",
+        help="train even with fewer new rows than nightly.min_new_rows",
+    )
+    nightly.add_argument(
+        "--fresh", action="store_true", help="do not resume a night that did not finish"
+    )
+    add("bundles", _bundles, "list the bundles and their states", task=True)
+    _add_queue(commands)
+    doctor = add("doctor", _doctor, "say what is missing to run, and how to get it", config=False)
+    doctor.add_argument("--config", type=Path, help="configuration to check as well")
+    add("check", _check, "print the configuration as it is understood")
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=Path(os.environ.get("RETORT_CONFIG", "retort.yaml")),
+        help="the YAML file (default: $RETORT_CONFIG, else retort.yaml)",
+    )
+
+
+def _add_queue(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    queue = commands.add_parser(
+        "queue",
+        help="look into the retraining queue, export it, import recorded traffic",
+        description="The retraining queue: every request of a task that the teacher answered.",
+    )
+    actions = queue.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    def add(
+        name: str, command: Command, help: str, *, task: bool = True
+    ) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        sub.set_defaults(command=command, name=f"queue {name}")
+        _add_config(sub)
+        if task:
+            sub.add_argument("--task", help="name of the task; may be left out if there is one")
+        return sub
+
+    add("counts", _queue_counts, "count the rows by state")
+    rows = add("list", _queue_list, "list the newest rows")
+    rows.add_argument("--state", help="only rows in this state")
+    rows.add_argument("--reason", help="only rows with this reason, such as ood or unsure")
+    rows.add_argument("--search", help="only rows whose prompt or answers hold this text")
+    rows.add_argument("--limit", type=int, default=20, help="how many (default: 20)")
+    show = add("show", _queue_show, "print one row whole, with its history", task=False)
+    show.add_argument("id", help="request id, as in the x-request-id header")
+    export = add("export", _queue_export, "write the rows as OpenAI chat JSONL to standard output")
+    export.add_argument("--state", help="only rows in this state")
+    load = add("import", _queue_import, "take recorded chats (OpenAI chat JSONL) as exchanges")
+    load.add_argument("file", type=Path, help="JSON lines, .gz accepted")
+    erase = add("erase", _queue_erase, "remove the text of rows for good", task=False)
+    erase.add_argument("id", nargs="+", help="request ids")
+
+
+def _config(args: argparse.Namespace) -> "Config":
+    from gateway.config import load
+
+    return load(args.config)
+
+
+def _store(config: "Config") -> "Store":
+    from gateway.store import Store
+
+    return Store.open(config.database_url, config.state / "spool", config.store.commit_ms)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from gateway import logs
+    from gateway.serve import serve
+
+    logs.setup()
+    config = _config(args)
+    changes = {key: value for key in ("host", "port") if (value := getattr(args, key)) is not None}
+    server = config.server.model_copy(update=changes)
+    serve(config.model_copy(update={"server": server}))
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from retrain.demo.run import demo
+
+    return demo(args)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from gateway.config import load
+    from retrain.doctor import examine
+
+    config = load(args.config) if args.config is not None else None
+    state = config.state if config is not None else Path.home()
+    missing = False
+    for finding in examine(config, state):
+        mark = {"ok": "ok     ", "wanting": "wanting", "missing": "MISSING"}[finding.state]
+        print(f"{mark}  {finding.what}: {finding.detail}")
+        missing |= finding.state == "missing"
+    return 1 if missing else 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    import yaml
+
+    print(yaml.safe_dump(_config(args).model_dump(mode="json"), sort_keys=False), end="")
+    return 0
+
+
+def _student(args: argparse.Namespace) -> int:
+    import signal
+    import threading
+
+    from retrain.demo.options import DEFAULT_HOME
+    from retrain.student_env import ensure_student_env
+    from retrain.student_model import ensure_model
+    from retrain.student_server import StudentServer
+
+    home = (args.home or Path(os.environ.get("RETORT_HOME", DEFAULT_HOME))).expanduser()
+    python, model = ensure_student_env(home), ensure_model(home)
+    told_to_stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told_to_stop.set())
+    with StudentServer(python, model, port=args.port, log=home / "student.log") as server:
+        print(f"student.base_url: {server.base_url}\ntraining.base_model: {model}", flush=True)
+        while not told_to_stop.wait(1.0):
+            pass
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from retrain import nightly
+    from retrain.report import markdown
+
+    config = _config(args)
+    with _store(config) as store:
+        report = nightly.run(
+            config, config.task(args.task), store, force=True, promote=False, say=_say
+        )
+    print(markdown(report))
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from retrain.by_hand import evaluate_bundle, sentences, shown
+
+    config = _config(args)
+    with _store(config) as store:
+        found = evaluate_bundle(config, config.task(args.task), store, args.bundle)
+    report = found.report
+    print(f"{found.bundle} on {found.dataset}")
+    print(f"agreement with the teacher {shown(report.agreement)}")
+    print(f"drafts that obey the output rules {shown(report.valid)}")
+    for name, share in report.per_field.items():
+        print(f"  {name}: {shown(share)}")
+    if report.student_gold is not None and report.teacher_gold is not None:
+        print(f"gold accuracy: student {shown(report.student_gold)}")
+        print(f"               teacher {shown(report.teacher_gold)}")
+    print(*sentences(found.routing), sep="\n")
+    return 0
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from retrain.by_hand import calibrate_bundle, sentences
+
+    config = _config(args)
+    with _store(config) as store:
+        bundle, routed = calibrate_bundle(config, config.task(args.task), store, args.bundle)
+    print(f"candidate {bundle}", *sentences(routed), sep="\n")
+    print(f"retort promote {bundle}    # to make it the champion")
+    return 0
+
+
+def _promote(args: argparse.Namespace) -> int:
+    from retrain.promote import promote_bundle
+
+    config = _config(args)
+    with _store(config) as store:
+        promote_bundle(config, store, args.bundle, detail=args.why)
+    print(f"champion: {args.bundle}")
+    return 0
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    from retrain.promote import rollback_task
+
+    config = _config(args)
+    with _store(config) as store:
+        champion = rollback_task(config, store, config.task(args.task), detail=args.why)
+    print(f"champion: {champion.id if champion is not None else 'none, the teacher answers'}")
+    return 0
+
+
+def _nightly(args: argparse.Namespace) -> int:
+    from retrain import nightly
+    from retrain.report import markdown
+
+    config = _config(args)
+    with _store(config) as store:
+        report = nightly.run(
+            config,
+            config.task(args.task),
+            store,
+            force=args.force,
+            resume=not args.fresh,
+            say=_say,
+        )
+    print(markdown(report))
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _bundles(args: argparse.Namespace) -> int:
+    from gateway.bundles import history
+
+    config = _config(args)
+    with _store(config) as store:
+        for bundle in history(store, config.task(args.task).name):
+            print(f"{bundle.at:%Y-%m-%d %H:%M}  {bundle.state:<9}  {bundle.id}")
+    return 0
+
+
+def _queue_counts(args: argparse.Namespace) -> int:
+    from gateway import exchanges
+
+    config = _config(args)
+    with _store(config) as store:
+        for state, count in exchanges.counts(store, config.task(args.task).name).items():
+            print(f"{count:>8}  {state}")
+    return 0
+
+
+def _queue_list(args: argparse.Namespace) -> int:
+    from gateway import exchanges
+
+    config = _config(args)
+    states = [args.state] if args.state else []
+    with _store(config) as store:
+        rows = exchanges.find(
+            store,
+            config.task(args.task).name,
+            states=states,
+            reason=args.reason,
+            text=args.search,
+            limit=args.limit,
+        )
+    for row in rows:
+        prompt = " ".join(row.prompt.split())
+        print(
+            f"{row.id}  {row.at:%Y-%m-%d %H:%M:%S}  {row.state:<10}  {row.reason:<13}  {prompt:.80}"
+        )
+    return 0
+
+
+def _queue_show(args: argparse.Namespace) -> int:
+    import json
+
+    from gateway import exchanges
+
+    with _store(_config(args)) as store:
+        row, events = exchanges.show(store, args.id)
+    data = row.model_dump(mode="json")
+    data["events"] = [event.model_dump(mode="json", exclude={"exchange_id"}) for event in events]
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _queue_export(args: argparse.Namespace) -> int:
+    from gateway import exchanges
+
+    config = _config(args)
+    states = [args.state] if args.state else []
+    with _store(config) as store:
+        for line in exchanges.export(store, config.task(args.task).name, states):
+            print(line)
+    return 0
+
+
+def _queue_import(args: argparse.Namespace) -> int:
+    from retrain.traffic import import_traffic, read_traffic
+
+    config = _config(args)
+    recorded = read_traffic(args.file)
+    with _store(config) as store:
+        imported = import_traffic(store, config.task(args.task), recorded)
+    print(f"{imported.stored} stored, {imported.repeated} were there already")
+    return 0
+
+
+def _queue_erase(args: argparse.Namespace) -> int:
+    from gateway import exchanges
+    from retrain.versions import forget
+
+    config = _config(args)
+    with _store(config) as store:
+        erased = exchanges.erase(store, args.id, "retort queue erase")
+    forget(config.state, args.id)
+    print(f"{erased.rows} rows erased")
+    if erased.datasets:
+        print(f"datasets that hold them, not to be trained on again: {', '.join(erased.datasets)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""`retort demo`: the whole product on one machine, with real parts."""

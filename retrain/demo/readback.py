@@ -1,0 +1,112 @@
+"""After a replay: what ledger and queue hold of it, and proof that no fallback is missing."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from sqlmodel import col, select
+
+from gateway.errors import RetortError
+from gateway.lane import sampled
+from gateway.pricing import add
+from gateway.store import Store
+from gateway.tables import Exchange, Request
+from retrain.demo.replay import Outcome
+from retrain.demo.table import Played
+from router.decision import Route
+from router.output import OutputSpec, disagreement
+
+Row = TypeVar("Row", Request, Exchange)
+
+#: Ledger rows are written soon after the answer, audits once the teacher has answered.
+SETTLE_S = 20.0
+#: Most ids in one query: SQLite's limit on variables is far above, old ones had 999.
+BATCH = 500
+
+
+def read_back(
+    store: Store,
+    outcomes: Sequence[Outcome],
+    *,
+    teachers: Mapping[str, str],
+    spec: OutputSpec,
+    audit_rate: float,
+) -> list[Played]:
+    """The outcomes with what was written down about them.
+
+    ``teachers``: the teacher's answer by the case's key, as far as known; where the teacher
+    answered a request, its answer counts. Raises RetortError if a fallback that a client received
+    has no row in the queue: that must never happen.
+    """
+    answered = [outcome for outcome in outcomes if outcome.error is None]
+    ledger, queue = _settled(store, answered, audit_rate)
+    lost = [o for o in answered if o.route == Route.TEACHER and o.request_id not in queue]
+    if lost:
+        raise RetortError(
+            f"{len(lost)} of {len(answered)} answers of the teacher have no row in the queue, for "
+            f"example {lost[0].request_id}"
+        )
+    known_usd = [
+        row.teacher_cost_usd for row in ledger.values() if row.teacher_cost_usd is not None
+    ]
+    typical_usd = statistics.fmean(known_usd) if known_usd else None
+    played = []
+    for outcome in outcomes:
+        kept, request = queue.get(outcome.request_id), ledger.get(outcome.request_id)
+        by_teacher = outcome.route == Route.TEACHER and outcome.error is None
+        teacher = outcome.answer if by_teacher else teachers.get(outcome.case.key)
+        draft = outcome.answer if outcome.route == Route.STUDENT else None
+        if draft is None and kept is not None:
+            draft = kept.student_text
+        loss = None
+        if draft is not None and teacher is not None:
+            loss = disagreement(spec, draft, teacher)
+        audited = kept is not None and kept.route == Route.STUDENT
+        played.append(
+            Played(
+                outcome=outcome,
+                teacher=teacher,
+                loss=loss,
+                score=None if request is None else request.score,
+                p_ood=None if request is None else request.p_ood,
+                cost_usd=None if request is None else _cost(request, audited, typical_usd),
+            )
+        )
+    return played
+
+
+def _cost(request: Request, audited: bool, typical_usd: float | None) -> float | None:
+    """Audits run off the request's path, so the ledger has their cost as its estimate of what the
+    teacher would have cost; before its first answer it has none, and the round's mean stands in."""
+    if not audited:
+        return request.cost_usd
+    return add(request.cost_usd, request.teacher_cost_usd or typical_usd)
+
+
+def _settled(
+    store: Store, answered: Sequence[Outcome], audit_rate: float
+) -> tuple[dict[str, Request], dict[str, Exchange]]:
+    """The rows of ledger and queue, waited for until they are all there, or for SETTLE_S."""
+    ids = [outcome.request_id for outcome in answered]
+    audits = {
+        outcome.request_id
+        for outcome in answered
+        if outcome.route == Route.STUDENT and sampled(outcome.request_id, audit_rate)
+    }
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        ledger, queue = _rows(store, Request, ids), _rows(store, Exchange, ids)
+        complete = len(ledger) == len(ids) and audits <= queue.keys()
+        if complete or time.monotonic() > deadline:
+            return ledger, queue
+        time.sleep(0.3)
+
+
+def _rows(store: Store, table: type[Row], ids: Sequence[str]) -> dict[str, Row]:
+    found: dict[str, Row] = {}
+    with store.session() as session:
+        for at in range(0, len(ids), BATCH):
+            query = select(table).where(col(table.id).in_(ids[at : at + BATCH]))
+            found |= {row.id: row for row in session.exec(query)}
+    return found

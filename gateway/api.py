@@ -71,7 +71,7 @@ class Served:
         metrics.inflight.inc()
         try:
             if not self._public:
-                parts.keys.check(incoming.headers.get("authorization"))
+                incoming.caller = parts.keys.check(incoming.headers.get("authorization"))
             if incoming.method not in self._methods:
                 raise MethodNotAllowed(
                     f"{incoming.method} is not possible here.",

@@ -56,7 +56,7 @@ def before(trip: Trip) -> Decision:
     if live is None:
         return Decision(route=Route.TEACHER, reason=Reason.NO_BUNDLE)
     if not student_can(chat):
-        return Decision(route=Route.TEACHER, reason=Reason.HARD)
+        return Decision(route=Route.TEACHER, reason=Reason.UNSUPPORTED)
     decision = score_before(trip, live)
     if chat.forced is Route.STUDENT:
         return replace(decision, route=Route.STUDENT, reason=Reason.FORCED)

@@ -63,6 +63,7 @@ def m001_initial(connection: Connection) -> None:
         Column("completion_tokens", Integer),
         Column("cost_usd", Float),
         Column("teacher_cost_usd", Float),
+        Column("caller", String, nullable=False),
     )
     Table(
         "exchange",
@@ -86,6 +87,7 @@ def m001_initial(connection: Connection) -> None:
         Column("propensity", Float, nullable=False),
         Column("bundle", String),
         Column("prompt_hash", String, nullable=False),
+        Column("caller", String, nullable=False),
         Column("state", String, nullable=False),
         Column("seen", Integer, nullable=False),
         Column("attempts", Integer, nullable=False),

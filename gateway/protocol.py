@@ -14,6 +14,7 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import BodyTooLarge, GatewayError, InvalidRequest
+from gateway.keys import ANYBODY, Caller
 from gateway.prompt import SYSTEM_ROLES
 from router.decision import Route
 
@@ -54,6 +55,7 @@ class Incoming:
     path: str
     query: str
     headers: Mapping[str, str]
+    caller: Caller = ANYBODY
     raw: bytes = b""
     arrived: float = field(default_factory=time.perf_counter)
     waited_s: float = 0.0
@@ -198,9 +200,10 @@ def _plain_text(message: Mapping[str, Any]) -> bool:
 
 class Sink:
     """The response as it is written: one start, then parts. ``ended`` is set just before the last
-    byte leaves, so that a client that has everything is never taken for one that left."""
+    byte leaves, so that a client that has everything is never taken for one that left. ``more``
+    are headers for whatever the answer turns out to be."""
 
-    __slots__ = ("_id", "_send", "ended", "first_byte_at", "started", "status")
+    __slots__ = ("_id", "_send", "ended", "first_byte_at", "more", "started", "status")
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
@@ -209,10 +212,11 @@ class Sink:
         self.started = False
         self.ended = False
         self.first_byte_at: float | None = None
+        self.more: Headers = []
 
     async def start(self, status: int, headers: Headers) -> None:
         self.started, self.status = True, status
-        headers.append((b"x-request-id", self._id))
+        headers += [(b"x-request-id", self._id), *self.more]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, data: bytes) -> None:

@@ -78,6 +78,8 @@ class Request(SQLModel, table=True):
     cost_usd: float | None = None
     teacher_cost_usd: float | None = None
     """What the teacher would have cost, or did; null where a price or a count is unknown."""
+    caller: str = ""
+    """Id of the API key; empty where none is needed."""
 
 
 class Exchange(SQLModel, table=True):
@@ -111,6 +113,8 @@ class Exchange(SQLModel, table=True):
     bundle: str | None = None
     prompt_hash: str = ""
     """Hash of the prompt contract in force."""
+    caller: str = ""
+    """Id of the API key; empty where none is needed."""
     state: str = State.CAPTURED
     seen: int = 1
     """How often the same request came."""

@@ -98,6 +98,7 @@ class Trip:
             propensity=self.propensity,
             bundle=None if self.live is None else self.live.bundle.id,
             prompt_hash=self.lane.prompt_hash,
+            caller=self.incoming.caller.id,
         )
 
     def request(self, first_byte_at: float | None) -> Request:
@@ -121,6 +122,7 @@ class Trip:
             completion_tokens=None if usage is None else usage.completion,
             cost_usd=self.cost_usd,
             teacher_cost_usd=self.teacher_usd,
+            caller=self.incoming.caller.id,
         )
 
     @property

@@ -32,8 +32,8 @@ class Reason(StrEnum):
     NOT_CERTIFIED = "not_certified"
     #: teacher, before generation: unlike the student's training traffic
     OOD = "ood"
-    #: teacher, before generation: predicted too difficult
-    HARD = "hard"
+    #: teacher, before generation: of a shape the student cannot serve (tools, images, n > 1)
+    UNSUPPORTED = "unsupported"
     #: teacher, after generation: the student's confidence is under the threshold
     UNSURE = "unsure"
     #: teacher, after generation: the draft breaks the task's output rules
@@ -52,7 +52,7 @@ ROUTED = frozenset(
         Reason.NO_BUNDLE,
         Reason.NOT_CERTIFIED,
         Reason.OOD,
-        Reason.HARD,
+        Reason.UNSUPPORTED,
     }
 )
 #: Reasons decided after the student was asked; a fallback with one of them is *escalated*.

@@ -146,7 +146,7 @@ def test_what_a_student_cannot_do_goes_to_the_teacher_whole(
     ):
         body = BODY | more | {"stream": stream}
         _, headers, _ = gateway.send("POST", "/v1/chat/completions", body)
-        assert headers["x-retort-reason"] == "hard"
+        assert headers["x-retort-reason"] == "unsupported"
         sent = dict(teacher.chats[-1])
         sent.pop("stream_options", None)
         assert sent == body

@@ -82,15 +82,15 @@ class Auditor:
         trip.lane.estimate.learn(
             len(trip.incoming.raw), trip.teacher_text or "", trip.teacher_usage
         )
-        children, entry = trip.lane.metrics, trip.audit_entry()
-        self._ledger.enter(entry)
+        children, line = trip.lane.metrics, trip.audit_line()
+        self._ledger.enter(line)
         if trip.teacher_usage is not None:
             children.tokens[(Route.TEACHER.value, "input")].inc(trip.teacher_usage.prompt)
             children.tokens[(Route.TEACHER.value, "output")].inc(trip.teacher_usage.completion)
-        if entry.teacher_usd is None:
+        if line.teacher_usd is None:
             children.unknown["audit"].inc()
-        elif entry.teacher_usd:
-            children.cost[(Route.TEACHER.value,)].inc(entry.teacher_usd)
+        elif line.teacher_usd:
+            children.cost[(Route.TEACHER.value,)].inc(line.teacher_usd)
         agrees = row.loss is not None and row.loss == 0
         children.audits[("agree" if agrees else "disagree",)].inc()
         children.audit_loss.inc(1.0 if row.loss is None else row.loss)

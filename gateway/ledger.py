@@ -6,9 +6,9 @@ import time
 from collections.abc import Coroutine
 
 from gateway import metrics
-from gateway.entry import Entry
 from gateway.errors import StoreError
 from gateway.lane import Lane
+from gateway.line import Line
 from gateway.protocol import Sink
 from gateway.store import Store
 from gateway.tables import Exchange
@@ -49,9 +49,9 @@ class Ledger:
         while self._writes:
             await asyncio.wait(self._writes)
 
-    def enter(self, entry: Entry) -> None:
+    def enter(self, line: Line) -> None:
         """Into the ledger, soon; never waits."""
-        self._store.enqueue(entry)
+        self._store.enqueue(line)
 
     def close(self, trip: Trip, sink: Sink) -> None:
         """The request is over, one way or the other."""
@@ -72,7 +72,7 @@ class Ledger:
         if decision.p_ood is not None:
             children.p_ood.observe(decision.p_ood)
         self._count_money(trip)
-        self.enter(trip.entry(sink.first_byte_at))
+        self.enter(trip.line(sink.first_byte_at))
         logger.info(
             "answered",
             extra={

@@ -56,37 +56,36 @@ class PriceBook:
         self._config = config
         self._now = now
         self._list: DataSnapshot | None = None
-        self._provider: str | None = None
-        self._found: dict[tuple[str, str], ListPrice | None] = {}
+        self._providers: dict[str, str | None] = {}
+        self._found: dict[tuple[str, str, str], ListPrice | None] = {}
         self._hour: datetime | None = None
         self._named: set[str] = set()
 
     def open(self) -> None:
         """Read the list. Takes a third of a second: not on the event loop."""
-        if not self._config.pricing.use_list:
-            return
-        from genai_prices.data_snapshot import get_snapshot
+        if self._config.pricing.use_list:
+            from genai_prices.data_snapshot import get_snapshot
 
-        listed, teacher = get_snapshot(), self._config.teacher
-        url = None if teacher.provider else teacher.base_url
-        try:
-            self._provider = listed.find_provider(None, teacher.provider, url).id
-        except LookupError:
-            # a server of one's own: what others charge for the model is not its price
-            return
-        self._list = listed
+            self._list = get_snapshot()
 
     def student_usd(self, usage: Usage | None) -> float | None:
         """A student paid by the hour costs nothing more for one request more."""
         price = self._config.student.price
         return 0.0 if price.gpu_hour_usd is not None else cost_usd(price, usage)
 
-    def teacher_usd(self, usage: Usage | None, *models: str | None) -> float | None:
-        """Of a call for a task. ``models``: the name it answered under, the one asked for."""
-        own = self._config.teacher.price
+    def teacher_usd(
+        self,
+        usage: Usage | None,
+        *models: str | None,
+        own: Price | None = None,
+        base_url: str | None = None,
+    ) -> float | None:
+        """Of a call for a task. ``models``: the name it answered under, the one asked for. ``own``
+        and ``base_url`` are of another teacher than the first, where one answered."""
+        own = self._config.teacher.price if own is None else own
         if own.input_usd is not None:
             return cost_usd(own, usage)
-        return self._by_name(usage, models)
+        return self._by_name(usage, models, base_url)
 
     def unclaimed_usd(self, usage: Usage | None, model: str | None) -> float | None:
         """Of a call that no task claims. It may be to any model, an embedding one perhaps, so the
@@ -96,29 +95,49 @@ class PriceBook:
             return cost_usd(teacher.price, usage)
         return self._by_name(usage, (model,))
 
-    def _by_name(self, usage: Usage | None, models: tuple[str | None, ...]) -> float | None:
+    def _by_name(
+        self, usage: Usage | None, models: tuple[str | None, ...], base_url: str | None = None
+    ) -> float | None:
         if usage is None:
             return None
+        provider = self._provider(base_url or self._config.teacher.base_url)
         for model in models:
             if model is not None and model in self._config.pricing.models:
                 return cost_usd(self._config.pricing.models[model], usage)
         for model in models:
-            if model is not None and (listed := self._look_up(model, usage.tier)) is not None:
-                return cost_usd(listed.of(usage.prompt), usage)
+            if model is not None and provider is not None:
+                listed = self._look_up(provider, model, usage.tier)
+                if listed is not None:
+                    return cost_usd(listed.of(usage.prompt), usage)
         self._name(next((model for model in models if model is not None), "?"), usage.tier)
         return None
 
-    def _look_up(self, model: str, tier: str) -> ListPrice | None:
+    def _provider(self, base_url: str) -> str | None:
+        """Whose list prices hold there. None for a server of one's own: what others charge for the
+        same model is not its price."""
         if self._list is None:
             return None
+        if base_url not in self._providers:
+            teacher = self._config.teacher
+            name = teacher.provider if base_url == teacher.base_url else None
+            try:
+                found = self._list.find_provider(None, name, None if name else base_url)
+            except LookupError:
+                self._providers[base_url] = None
+            else:
+                self._providers[base_url] = found.id
+        return self._providers[base_url]
+
+    def _look_up(self, provider: str, model: str, tier: str) -> ListPrice | None:
         now = self._now()
         hour = now.replace(minute=0, second=0, microsecond=0)
         if hour != self._hour or len(self._found) >= _MANY:
             self._found.clear()
             self._hour = hour
-        key = (model, tier)
+        key = (provider, model, tier)
         if key not in self._found:
-            self._found[key] = _listed(self._list, str(self._provider), model, tier, now)
+            assert self._list is not None
+            self._found[key] = _listed(self._list, provider, model, tier, now)
         return self._found[key]
 
     def _name(self, model: str, tier: str) -> None:

@@ -8,8 +8,8 @@ from sqlalchemy import Connection, Table, case, func, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import SQLModel
 
-from gateway.entry import Row
 from gateway.errors import StoreError
+from gateway.line import Row
 from gateway.tables import Exchange, ExchangeEvent
 
 Outcome = Literal["stored", "duplicate"]

@@ -11,7 +11,7 @@ from sqlmodel import Session, col
 
 from gateway.config import Config
 from gateway.database import refused_in_one_line
-from gateway.entry import UNCLAIMED
+from gateway.line import UNCLAIMED
 from gateway.store import Store
 from gateway.tables import Request, Run, utcnow
 from router.decision import Route
@@ -22,15 +22,18 @@ class Sums:
     """A period of one task, or of several; dollars. ``student_usd`` are all drafts, those thrown
     away too; ``teacher_usd`` is what it answered itself. ``all_teacher_usd`` is what the teacher
     alone would have cost for the same requests, and ``estimated_usd`` the part of it for which it
-    was not asked. Requests of ``unknown`` cost are in none of the sums, those ``uncompared`` are
-    only in what was paid."""
+    was not asked. Of the answered requests those ``priced`` have a known cost, and those
+    ``compared`` a known cost of the teacher too. Those of ``unknown`` cost, answered or not, are in
+    none of the sums."""
 
     requests: int = 0
     answered: int = 0
     served: int = 0
+    priced: int = 0
+    compared: int = 0
     unknown: int = 0
-    uncompared: int = 0
     audits: int = 0
+    audits_unknown: int = 0
     student_usd: float = 0.0
     teacher_usd: float = 0.0
     audit_usd: float = 0.0
@@ -71,14 +74,12 @@ class Sums:
 
     @property
     def usd_per_1000(self) -> float | None:
-        """Of the requests whose cost is known, everything charged."""
-        known = self.requests - self.unknown
-        return 1000 * self.paid_usd / known if known else None
+        """Everything charged."""
+        return 1000 * self.paid_usd / self.priced if self.priced else None
 
     @property
     def all_teacher_usd_per_1000(self) -> float | None:
-        known = self.requests - self.unknown - self.uncompared
-        return 1000 * self.all_teacher_usd / known if known else None
+        return 1000 * self.all_teacher_usd / self.compared if self.compared else None
 
     @property
     def break_even_coverage(self) -> float | None:
@@ -161,6 +162,8 @@ class Plan:
         return Sums(
             requests=self.calls,
             answered=self.calls,
+            priced=self.calls,
+            compared=self.calls,
             served=served,
             audits=round(served * self.audit),
             student_usd=0.0 if by_hour else student_usd,
@@ -249,7 +252,8 @@ def _by_task(since: datetime, until: datetime) -> Select[Any]:
             count(answered).label("answered"),
             count(answered, request.route == Route.STUDENT.value).label("served"),
             count(~known).label("unknown"),
-            count(known, request.teacher_cost_usd.is_(None)).label("uncompared"),
+            count(known, answered).label("priced"),
+            count(known, answered, request.teacher_cost_usd.is_not(None)).label("compared"),
             dollars(request.student_usd).label("student_usd"),
             dollars(request.teacher_usd).label("teacher_usd"),
             dollars(request.teacher_cost_usd, known).label("all_teacher_usd"),
@@ -296,7 +300,7 @@ def _audited(since: datetime, until: datetime) -> Select[Any]:
 def _sums(row: Row[Any]) -> Sums:
     spent = float(row.student_usd) + float(row.teacher_usd)
     if row.kind == "audit":
-        return Sums(audits=row.requests, audit_usd=spent)
+        return Sums(audits=int(row.requests), audits_unknown=int(row.unknown), audit_usd=spent)
     if row.kind == "judge":
         return Sums(judge_usd=spent)
     if row.kind == "label":
@@ -306,7 +310,8 @@ def _sums(row: Row[Any]) -> Sums:
         answered=int(row.answered),
         served=int(row.served),
         unknown=int(row.unknown),
-        uncompared=int(row.uncompared),
+        priced=int(row.priced),
+        compared=int(row.compared),
         student_usd=float(row.student_usd),
         teacher_usd=float(row.teacher_usd),
         all_teacher_usd=float(row.all_teacher_usd),

@@ -18,9 +18,9 @@ from typing import IO, Any
 
 from sqlmodel import SQLModel
 
-from gateway.entry import Row
 from gateway.errors import StoreError
 from gateway.ids import new_id
+from gateway.line import Row
 from gateway.tables import Exchange, ExchangeEvent, Request
 
 logger = logging.getLogger(__name__)

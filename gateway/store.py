@@ -11,8 +11,8 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from gateway.database import begin_writing, connect, refused_in_one_line, transaction
-from gateway.entry import Row
 from gateway.errors import StoreError
+from gateway.line import Row
 from gateway.migrations import migrate
 from gateway.rows import Outcome, insert_rows
 from gateway.spool import Spool

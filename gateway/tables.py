@@ -59,7 +59,7 @@ class BundleState(StrEnum):
 
 class Request(SQLModel, table=True):
     """The ledger: one row per request, of a task or of none (task ``-``), and one per call that was
-    paid beside it (an audit). No text. The gateway writes its rows as `gateway/entry.py: Entry`.
+    paid beside it (an audit). No text. The gateway writes its rows as `gateway/line.py: Line`.
 
     Dollars are null where a price or a count is unknown, never 0.
     """
@@ -110,11 +110,11 @@ class Request(SQLModel, table=True):
     estimated: bool = False
     """teacher_cost_usd is an estimate: the teacher was not asked."""
     queue_ms: float | None = None
-    """Time the request waited to be let in."""
+    """Time it waited in line for the teacher; null where there was no line."""
     student_ms: float | None = None
     """Time it waited for the student; null where that was not asked."""
     teacher_ms: float | None = None
-    """The same of the teacher."""
+    """The same of the teacher, queue_ms included."""
     overhead_ms: float | None = None
     """What remains of duration_ms: the gateway's own time."""
 

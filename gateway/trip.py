@@ -7,8 +7,8 @@ from functools import cached_property
 from gateway import exchanges
 from gateway.config import Config
 from gateway.draft import Draft
-from gateway.entry import Entry, endpoint_of, milliseconds, retries_of
 from gateway.lane import Lane, Live, sampled
+from gateway.line import Line, endpoint_of, milliseconds, retries_of
 from gateway.pricing import Usage, add
 from gateway.prompt import user_text
 from gateway.protocol import Chat, Incoming
@@ -69,8 +69,13 @@ class Trip:
         return self.lane.prices.teacher_usd(usage, self.teacher_model, asked)
 
     @property
+    def paid_teacher_usd(self) -> float | None:
+        """0 where the teacher was not asked."""
+        return self.teacher_usd if self.teacher_asked else 0.0
+
+    @property
     def cost_usd(self) -> float | None:
-        return add(self.student_usd, self.teacher_usd if self.teacher_asked else 0.0)
+        return add(self.student_usd, self.paid_teacher_usd)
 
     def loss(self) -> float | None:
         """Disagreement of the draft with the teacher, where both are known."""
@@ -105,13 +110,11 @@ class Trip:
             caller=self.incoming.caller.id,
         )
 
-    def entry(self, first_byte_at: float | None) -> Entry:
+    def line(self, first_byte_at: float | None) -> Line:
         """The row for the ledger."""
         decision, incoming = self.decision, self.incoming
         arrived, duration_s = incoming.arrived, time.perf_counter() - incoming.arrived
-        student_usd, teacher_usd = self.student_usd, self.teacher_usd
-        paid_usd = teacher_usd if self.teacher_asked else 0.0
-        entry = Entry(
+        line = Line(
             id=incoming.id,
             task=self.lane.task.name,
             route=decision.route.value,
@@ -125,27 +128,28 @@ class Trip:
             stream=self.chat.stream,
             score=decision.score,
             p_ood=decision.p_ood,
-            student_usd=student_usd,
-            teacher_usd=paid_usd,
-            cost_usd=add(student_usd, paid_usd),
-            # whoever answers nothing is not compared
-            teacher_cost_usd=teacher_usd if self.teacher_asked or self.status < 400 else None,
+            student_usd=self.student_usd,
+            teacher_usd=self.paid_teacher_usd,
+            cost_usd=self.cost_usd,
+            # what was answered by nobody is not compared
+            teacher_cost_usd=self.teacher_usd if self.teacher_asked or self.status < 400 else None,
             estimated=not self.teacher_asked,
             duration_ms=duration_s * 1000,
             first_token_ms=None if first_byte_at is None else (first_byte_at - arrived) * 1000,
             student_ms=milliseconds(self.student_s),
+            queue_ms=milliseconds(incoming.queued_s),
             teacher_ms=milliseconds(self.teacher_s),
             overhead_ms=max(0.0, duration_s - incoming.waited_s) * 1000,
         )
-        entry.count(self.usage)
-        return entry
+        line.count(self.usage)
+        return line
 
-    def audit_entry(self) -> Entry:
+    def audit_line(self) -> Line:
         """The row of the audit, whose answer replaced the teacher's in this trip."""
         usd = self.lane.prices.teacher_usd(
             self.teacher_usage, self.teacher_model, self.config.teacher.model or self.chat.model
         )
-        entry = Entry(
+        line = Line(
             id=f"{self.incoming.id}-audit",
             kind="audit",
             parent=self.incoming.id,
@@ -163,8 +167,8 @@ class Trip:
             duration_ms=(self.teacher_s or 0.0) * 1000,
             teacher_ms=milliseconds(self.teacher_s),
         )
-        entry.count(self.teacher_usage)
-        return entry
+        line.count(self.teacher_usage)
+        return line
 
     @property
     def model(self) -> str | None:

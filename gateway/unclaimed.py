@@ -15,8 +15,8 @@ import orjson
 from prometheus_client import Counter
 
 from gateway import metrics
-from gateway.entry import UNCLAIMED, Entry, endpoint_of, milliseconds, retries_of
 from gateway.lane import Children
+from gateway.line import UNCLAIMED, Line, endpoint_of, milliseconds, retries_of
 from gateway.parts import Parts
 from gateway.pricing import Usage, read_usage
 from gateway.protocol import Incoming, Sink
@@ -127,7 +127,7 @@ def enter(
         model = named if isinstance(named, str) and len(named) <= 200 else None
         usd = parts.prices.unclaimed_usd(usage, model)
     _count(usage, usd)
-    entry = Entry(
+    line = Line(
         id=incoming.id,
         task=UNCLAIMED,
         route=_TEACHER,
@@ -149,8 +149,8 @@ def enter(
         teacher_ms=asked_s * 1000,
         overhead_ms=max(0.0, duration_s - asked_s) * 1000,
     )
-    entry.count(usage)
-    parts.ledger.enter(entry)
+    line.count(usage)
+    parts.ledger.enter(line)
 
 
 def _free(incoming: Incoming, sink: Sink, status: int) -> float | None:

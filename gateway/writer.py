@@ -19,8 +19,8 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
 from gateway.database import one_line, refused_in_one_line, transaction
-from gateway.entry import Row
 from gateway.errors import StoreError
+from gateway.line import Row
 from gateway.rows import Outcome, insert_rows
 from gateway.spool import Spool
 

@@ -199,8 +199,10 @@ def _lines(sums: "Sums") -> str:
         lines.append(("pays from requests", f"{number:,.0f}", "at this coverage"))
     if sums.unknown:
         lines.append(("cost unknown", f"{sums.unknown:,}", "requests, in none of the sums"))
-    if sums.uncompared:
-        lines.append(("not compared", f"{sums.uncompared:,}", "requests, paid but not saved"))
+    if sums.audits_unknown:
+        lines.append(("audits unknown", f"{sums.audits_unknown:,}", "not charged"))
+    if paid_only := sums.priced - sums.compared:
+        lines.append(("not compared", f"{paid_only:,}", "requests, charged but not as saved"))
     widest = max(len(value) for _, value, _ in lines)
     return "\n".join(
         f"  {name:<20} {value:>{widest}}  {note}".rstrip() for name, value, note in lines

@@ -20,7 +20,7 @@ _ENDPOINTS = frozenset({"chat/completions", "completions", "embeddings", "respon
 
 
 @dataclass(slots=True, kw_only=True)
-class Entry:
+class Line:
     """See `tables.Request` for what the fields mean."""
 
     __tablename__: ClassVar[str] = "request"
@@ -69,7 +69,7 @@ class Entry:
 
 
 #: what the store takes
-Row = SQLModel | Entry
+Row = SQLModel | Line
 
 
 def endpoint_of(path: str) -> str:

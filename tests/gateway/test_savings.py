@@ -1,6 +1,7 @@
 """What distilling saves once everything is charged. Every sum is worked out by hand beside it."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -95,6 +96,20 @@ def test_it_is_said_when_distilling_does_not_pay() -> None:
         "64.7% coverage on (now 20.0%)."
     )
     assert "Nothing can be compared" in Sums().verdict()
+
+
+def test_the_examples_of_the_page_are_right() -> None:
+    page = (Path(__file__).parents[2] / "docs/savings.md").read_text()
+    fallback = replace(REFERENCE, fallback=0.1)
+    audited = replace(fallback, audit=0.02)
+    hours = replace(audited, gpu_hour_usd=2.5, hours=730)
+    shown = re.findall(r"\| ([0-9.]+) × \|", page)
+    assert shown == [
+        f"{plan.sums().times_cheaper:.1f}" for plan in (REFERENCE, fallback, audited, hours)
+    ]
+    few = replace(hours, calls=20_000).sums()
+    assert f"costs {usd(few.paid_usd)} instead of {usd(few.all_teacher_usd)}" in page
+    assert audited.sums().verdict() in page
 
 
 def test_dollars_are_readable() -> None:

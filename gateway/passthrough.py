@@ -70,7 +70,7 @@ async def _relay(parts: Parts, incoming: Incoming, sink: Sink, tail: Tail) -> No
                 out = [(name, value) for name, value in shown if name != b"content-length"]
                 await sink.whole(response.status, raw, out)
                 return
-            tail.headers = response.headers
+            tail.begin(response.headers)
             events = response.content_type == "text/event-stream"
             await sink.start(response.status, shown)
             async for part in response.content.iter_any():

@@ -96,23 +96,24 @@ def cost_usd(price: Price | None, usage: Usage | None) -> float | None:
     """Dollars for one call. None where a count or a price it needs is unknown."""
     if usage is None or price is None or price.input_usd is None:
         return None
-    dollars = 0.0
-    for tokens, usd in (
-        (
-            usage.prompt - usage.cached - usage.cache_write - usage.audio_prompt,
-            price.input_usd,
-        ),
-        (usage.cached, _else(price.cached_input_usd, price.input_usd)),
-        (usage.cache_write, _else(price.cache_write_usd, price.input_usd)),
-        (usage.audio_prompt, price.audio_input_usd),
-        (usage.completion - usage.reasoning - usage.audio_completion, price.output_usd),
-        (usage.reasoning, _else(price.reasoning_usd, price.output_usd)),
-        (usage.audio_completion, price.audio_output_usd),
-    ):
-        if tokens:
-            if usd is None:
+    special_input = usage.cached + usage.cache_write + usage.audio_prompt
+    special_output = usage.reasoning + usage.audio_completion
+    dollars = (usage.prompt - special_input) * price.input_usd
+    if usage.completion > special_output:
+        if price.output_usd is None:
+            return None
+        dollars += (usage.completion - special_output) * price.output_usd
+    if special_input or special_output:
+        for tokens, usd in (
+            (usage.cached, _else(price.cached_input_usd, price.input_usd)),
+            (usage.cache_write, _else(price.cache_write_usd, price.input_usd)),
+            (usage.audio_prompt, price.audio_input_usd),
+            (usage.reasoning, _else(price.reasoning_usd, price.output_usd)),
+            (usage.audio_completion, price.audio_output_usd),
+        ):
+            if tokens and usd is None:
                 return None
-            dollars += tokens * usd
+            dollars += tokens * (usd or 0.0)
     return dollars / 1e6
 
 

@@ -114,6 +114,11 @@ class Trip:
         """The row for the ledger."""
         decision, incoming = self.decision, self.incoming
         arrived, duration_s = incoming.arrived, time.perf_counter() - incoming.arrived
+        student_usd, paid_usd = self.student_usd, self.paid_teacher_usd
+        alone_usd = paid_usd
+        if not self.teacher_asked:
+            # what was answered by nobody is not compared
+            alone_usd = self.teacher_usd if self.status < 400 else None
         line = Line(
             id=incoming.id,
             task=self.lane.task.name,
@@ -128,11 +133,10 @@ class Trip:
             stream=self.chat.stream,
             score=decision.score,
             p_ood=decision.p_ood,
-            student_usd=self.student_usd,
-            teacher_usd=self.paid_teacher_usd,
-            cost_usd=self.cost_usd,
-            # what was answered by nobody is not compared
-            teacher_cost_usd=self.teacher_usd if self.teacher_asked or self.status < 400 else None,
+            student_usd=student_usd,
+            teacher_usd=paid_usd,
+            cost_usd=add(student_usd, paid_usd),
+            teacher_cost_usd=alone_usd,
             estimated=not self.teacher_asked,
             duration_ms=duration_s * 1000,
             first_token_ms=None if first_byte_at is None else (first_byte_at - arrived) * 1000,

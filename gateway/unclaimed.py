@@ -23,9 +23,10 @@ from gateway.protocol import Incoming, Sink
 from gateway.streaming import payload
 from router.decision import Reason, Route
 
-#: answers larger than this are not looked into, so that a big one holds up nobody; of streams
-#: these are the last bytes, in which the usage stands
-REMEMBERED = 262_144
+#: answers larger than this are not looked into, so that a big one holds up nobody
+LARGEST = 262_144
+#: of a stream only so much of its end is remembered, in which the usage stands
+REMEMBERED = 65_536
 EVENTS = "text/event-stream"
 _ZLIB = {"gzip": 31, "deflate": 15}
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
@@ -39,48 +40,50 @@ _unknown = metrics.price_unknown_total.labels("unclaimed")
 
 
 class Tail:
-    """The last bytes of an answer. ``headers`` are its own."""
+    """The last bytes of an answer."""
 
-    __slots__ = ("_parts", "_size", "_whole", "headers")
+    __slots__ = ("_coding", "_limit", "_parts", "_size", "_whole", "kind")
 
     def __init__(self) -> None:
-        self.headers: Mapping[str, str] = {}
+        self.kind = ""
+        self._coding = ""
+        self._limit = 0
         self._parts: deque[bytes] = deque()
         self._size = 0
         self._whole = True
 
+    def begin(self, headers: Mapping[str, str]) -> None:
+        self.kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        self._coding = headers.get("content-encoding", "identity").lower()
+        self._limit = REMEMBERED if self.kind == EVENTS else LARGEST
+
     def see(self, part: bytes) -> None:
         self._parts.append(part)
         self._size += len(part)
-        while self._size > REMEMBERED and len(self._parts) > 1:
+        while self._size > self._limit and len(self._parts) > 1:
             self._size -= len(self._parts.popleft())
             self._whole = False
-
-    @property
-    def kind(self) -> str:
-        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     def answer(self) -> dict[str, Any]:
         """The JSON object that has the usage: the answer, or the last event that says any. Empty
         where there is none to be read."""
-        if self._size > REMEMBERED:
+        if self._size > LARGEST:
             return {}
         data = b"".join(self._parts)
-        kind, coding = self.kind, self.headers.get("content-encoding", "identity").lower()
-        if coding != "identity":
-            if not self._whole or coding not in _ZLIB:
+        if self._coding != "identity":
+            if not self._whole or self._coding not in _ZLIB:
                 return {}
-            data = _inflated(data, _ZLIB[coding])
-        if kind == EVENTS:
+            data = _inflated(data, _ZLIB[self._coding])
+        if self.kind == EVENTS:
             return _last_usage(data)
-        return _object(data) if self._whole and kind == "application/json" else {}
+        return _object(data) if self._whole and self.kind == "application/json" else {}
 
 
 def _inflated(data: bytes, window: int) -> bytes:
     """Empty where it is broken or larger than what is looked into."""
     inflater = zlib.decompressobj(window)
     try:
-        out = inflater.decompress(data, REMEMBERED)
+        out = inflater.decompress(data, LARGEST)
     except zlib.error:
         return b""
     return out if inflater.eof else b""

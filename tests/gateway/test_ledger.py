@@ -3,6 +3,7 @@
 import gzip
 import json
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from sqlmodel import select
 from triage import BODY, Start
 
 from gateway.line import Line
+from gateway.savings import account
 from gateway.spool import Spool
 from gateway.store import Store
-from gateway.tables import Request
-from gateway.unclaimed import REMEMBERED
+from gateway.tables import Request, utcnow
+from gateway.unclaimed import LARGEST, REMEMBERED
 
 CHAT = "/v1/chat/completions"
 #: no task claims it
@@ -109,6 +111,24 @@ def test_audits_are_charged_in_a_row_of_their_own(
     assert audit.teacher_usd == audit.cost_usd == pytest.approx(0.0103)
     assert audit.teacher_cost_usd is None and audit.student_usd == 0.0
     assert audit.prompt_tokens == 1000 and audit.model == "gpt-large"
+
+
+def test_the_ledger_adds_up(serving: Start, teacher: FakeOpenAI, student: FakeOpenAI) -> None:
+    teacher.reply = Reply(text="parcel", usage=USAGE)
+    student.reply = Reply(text="parcel", logprob=SURE, usage=USAGE)
+    gateway = serving(audit_rate=1.0)
+    gateway.send("POST", CHAT, BODY, {"x-retort-route": "teacher"})
+    gateway.send("POST", CHAT, BODY)
+    gateway.ledger(3)
+    until = utcnow() + timedelta(minutes=1)
+    sums = account(gateway.store, gateway.config, until - timedelta(hours=1), until).total
+    assert (sums.requests, sums.served, sums.audits, sums.unknown) == (2, 1, 1, 0)
+    assert sums.student_usd == pytest.approx(0.00101)
+    assert sums.teacher_usd == sums.audit_usd == pytest.approx(0.0103)
+    assert sums.all_teacher_usd == pytest.approx(2 * 0.0103)
+    # the audit said what it would have cost
+    assert sums.estimated_usd == pytest.approx(0.0)
+    assert "does not pay" in sums.verdict()
 
 
 def test_what_a_teacher_charges_for_a_broken_answer_is_unknown_and_not_zero(
@@ -217,7 +237,7 @@ def test_usage_is_read_from_streams_that_tell_it(
         Reply(raw=b"no json"),
         Reply(raw=b'["a list"]'),
         Reply(raw=b'{"model": 7, "usage": {"prompt_tokens": -3}}'),
-        Reply(raw=b'{"usage": "' + b"x" * REMEMBERED + b'"}'),
+        Reply(raw=b'{"usage": "' + b"x" * LARGEST + b'"}'),
         Reply(raw=b"not gzip", headers={"content-encoding": "gzip"}),
         Reply(raw=b"?", headers={"content-encoding": "br"}),
     ],

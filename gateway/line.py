@@ -17,6 +17,7 @@ from gateway.tables import utcnow
 #: the task of traffic that no task claims
 UNCLAIMED = "-"
 _ENDPOINTS = frozenset({"chat/completions", "completions", "embeddings", "responses", "messages"})
+_LONGEST_NAME = 200
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,6 +83,11 @@ def retries_of(headers: Mapping[str, str]) -> int:
     """How often the official clients say they have sent this request before."""
     value = headers.get("x-stainless-retry-count", "")
     return int(value) if value.isascii() and value.isdigit() and len(value) < 6 else 0
+
+
+def name_of(model: object) -> str | None:
+    """The name an answer gives its model, where it is one."""
+    return model if isinstance(model, str) and len(model) <= _LONGEST_NAME else None
 
 
 def milliseconds(seconds: float | None) -> float | None:

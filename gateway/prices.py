@@ -100,16 +100,17 @@ class PriceBook:
     ) -> float | None:
         if usage is None:
             return None
+        # an upstream may name itself anything, also a list
+        names = [model for model in models if isinstance(model, str)]
         provider = self._provider(base_url or self._config.teacher.base_url)
-        for model in models:
-            if model is not None and model in self._config.pricing.models:
-                return cost_usd(self._config.pricing.models[model], usage)
-        for model in models:
-            if model is not None and provider is not None:
-                listed = self._look_up(provider, model, usage.tier)
-                if listed is not None:
-                    return cost_usd(listed.of(usage.prompt), usage)
-        self._name(next((model for model in models if model is not None), "?"), usage.tier)
+        for name in names:
+            if name in self._config.pricing.models:
+                return cost_usd(self._config.pricing.models[name], usage)
+        for name in names:
+            listed = None if provider is None else self._look_up(provider, name, usage.tier)
+            if listed is not None:
+                return cost_usd(listed.of(usage.prompt), usage)
+        self._name(names[0] if names else "?", usage.tier)
         return None
 
     def _provider(self, base_url: str) -> str | None:

@@ -8,7 +8,7 @@ from gateway import exchanges
 from gateway.config import Config
 from gateway.draft import Draft
 from gateway.lane import Lane, Live, sampled
-from gateway.line import Line, endpoint_of, milliseconds, retries_of
+from gateway.line import Line, endpoint_of, milliseconds, name_of, retries_of
 from gateway.pricing import Usage, add
 from gateway.prompt import user_text
 from gateway.protocol import Chat, Incoming
@@ -161,7 +161,7 @@ class Trip:
             route=Route.TEACHER.value,
             reason=self.decision.reason.value,
             bundle=None if self.live is None else self.live.bundle.id,
-            model=self.teacher_model,
+            model=name_of(self.teacher_model),
             endpoint=endpoint_of(self.incoming.path),
             caller=self.incoming.caller.id,
             status=200,
@@ -178,7 +178,7 @@ class Trip:
     def model(self) -> str | None:
         """Who answered: the model the teacher named, or the student's adapter."""
         if self.decision.route is Route.TEACHER or self.live is None:
-            return self.teacher_model
+            return name_of(self.teacher_model)
         return self.live.bundle.adapter
 
     @property

@@ -16,7 +16,7 @@ from prometheus_client import Counter
 
 from gateway import metrics
 from gateway.lane import Children
-from gateway.line import UNCLAIMED, Line, endpoint_of, milliseconds, retries_of
+from gateway.line import UNCLAIMED, Line, endpoint_of, milliseconds, name_of, retries_of
 from gateway.parts import Parts
 from gateway.pricing import Usage, read_usage
 from gateway.protocol import Incoming, Sink
@@ -126,8 +126,7 @@ def enter(
     if endpoint != "other" and sink.started and sink.status < 400:
         answer = tail.answer()
         usage = read_usage(answer.get("usage"), answer.get("service_tier"))
-        named = answer.get("model")
-        model = named if isinstance(named, str) and len(named) <= 200 else None
+        model = name_of(answer.get("model"))
         usd = parts.prices.unclaimed_usd(usage, model)
     _count(usage, usd)
     line = Line(

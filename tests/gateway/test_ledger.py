@@ -142,6 +142,22 @@ def test_what_a_teacher_charges_for_a_broken_answer_is_unknown_and_not_zero(
     assert row.teacher_usd is None and row.cost_usd is None and row.teacher_cost_usd is None
 
 
+def test_a_model_that_is_no_name_harms_no_row(start: Start, teacher: FakeOpenAI) -> None:
+    listed = {"provider": "openai", "price": {"input_usd": None, "output_usd": None}}
+    gateway = start(sections={"teacher": listed}, store_payloads=False)
+    choice = {"index": 0, "message": {"content": "parcel"}, "finish_reason": "stop"}
+    models: list[Any] = [7, ["gpt"], {"a": 1}, "x" * 10_000]
+    for model in models:
+        body = {"model": model, "choices": [choice], "usage": USAGE}
+        teacher.reply = Reply(raw=json.dumps(body).encode())
+        assert gateway.send("POST", CHAT, BODY | {"model": "gpt-4o"})[0] == 200
+        assert gateway.send("POST", CHAT, OTHER)[0] == 200
+    rows = gateway.ledger(2 * len(models))
+    assert {row.model for row in rows} == {None}
+    # by the name that was asked for: 600 * 2.5 + 400 * 1.25 + 10 * 10
+    assert [row.cost_usd for row in rows] == [pytest.approx(0.0021), None] * len(models)
+
+
 def test_what_nobody_answered_costs_nothing(start: Start, teacher: FakeOpenAI) -> None:
     gateway = start()
     teacher.reply = Reply(status=400)
@@ -206,50 +222,42 @@ def test_usage_is_read_from_compressed_answers_too(start: Start, teacher: FakeOp
     assert the_row(gateway).cost_usd == pytest.approx(0.0103)
 
 
-@pytest.mark.parametrize(
-    "tail",
-    [
-        {"model": "gpt-large", "choices": [], "usage": USAGE},
-        {"type": "response.completed", "response": {"model": "gpt-large", "usage": USAGE}},
-    ],
-)
-def test_usage_is_read_from_streams_that_tell_it(
-    start: Start, teacher: FakeOpenAI, tail: dict[str, Any]
-) -> None:
+def test_usage_is_read_from_streams_that_tell_it(start: Start, teacher: FakeOpenAI) -> None:
     gateway = start(sections=PRICED)
     head = {"model": "gpt-large", "choices": [{"delta": {"content": "x" * 1000}}], "usage": None}
-    # far more than is remembered
-    events = [head] * (REMEMBERED // 1000 + 50) + [tail]
-    raw = b"".join(b"data: " + json.dumps(event).encode() + b"\r\n\r\n" for event in events)
-    raw += b"data: [DONE]\n\n"
-    teacher.reply = Reply(raw=raw, content_type="text/event-stream")
-    _, _, data = gateway.send("POST", CHAT, OTHER | {"stream": True})
-    assert data == raw
-    row = the_row(gateway)
-    assert row.stream and row.first_token_ms is not None
-    assert row.cost_usd == pytest.approx(0.0103)
+    tails: list[Any] = [
+        {"model": "gpt-large", "choices": [], "usage": USAGE},
+        {"type": "response.completed", "response": {"model": "gpt-large", "usage": USAGE}},
+    ]
+    for tail in tails:
+        # far more than is remembered
+        events = [head] * (2 * REMEMBERED // 1000) + [tail]
+        raw = b"".join(b"data: " + json.dumps(event).encode() + b"\r\n\r\n" for event in events)
+        raw += b"data: [DONE]\n\n"
+        teacher.reply = Reply(raw=raw, content_type="text/event-stream")
+        assert gateway.send("POST", CHAT, OTHER | {"stream": True})[2] == raw
+    for row in gateway.ledger(2):
+        assert row.stream and row.first_token_ms is not None
+        assert row.cost_usd == pytest.approx(0.0103)
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
+def test_answers_that_tell_nothing_have_an_unknown_cost(start: Start, teacher: FakeOpenAI) -> None:
+    gateway = start(sections=PRICED)
+    replies = [
         Reply(text="hi", send_usage=False),
         Reply(raw=b"no json"),
         Reply(raw=b'["a list"]'),
         Reply(raw=b'{"model": 7, "usage": {"prompt_tokens": -3}}'),
         Reply(raw=b'{"usage": "' + b"x" * LARGEST + b'"}'),
         Reply(raw=b"not gzip", headers={"content-encoding": "gzip"}),
+        Reply(raw=gzip.compress(b" " * LARGEST + b"{}"), headers={"content-encoding": "gzip"}),
         Reply(raw=b"?", headers={"content-encoding": "br"}),
-    ],
-)
-def test_answers_that_tell_nothing_have_an_unknown_cost(
-    start: Start, teacher: FakeOpenAI, reply: Reply
-) -> None:
-    gateway = start(sections=PRICED)
-    teacher.reply = reply
-    assert gateway.send("POST", CHAT, OTHER)[0] == 200
-    row = the_row(gateway)
-    assert row.prompt_tokens is None and row.cost_usd is None and row.model in (None, "gpt-large")
+    ]
+    for reply in replies:
+        teacher.reply = reply
+        assert gateway.send("POST", CHAT, OTHER)[0] == 200
+    rows = gateway.ledger(len(replies))
+    assert {(row.prompt_tokens, row.cost_usd) for row in rows} == {(None, None)}
 
 
 def test_look_ups_and_refusals_cost_nothing(start: Start, teacher: FakeOpenAI) -> None:

@@ -50,7 +50,8 @@ def sections(cls: type[Section], path: str) -> Iterator[tuple[str, type[Section]
     for name, field in cls.model_fields.items():
         inner = section_of(field.annotation)
         if inner is not None:
-            many = "[]" if str(field.annotation).startswith("list") else ""
+            kind = str(field.annotation)
+            many = "[]" if kind.startswith("list") else ".NAME" if kind.startswith("dict") else ""
             yield from sections(inner, f"{path}.{name}{many}".removeprefix("."))
 
 

@@ -31,6 +31,30 @@ class Price(Section):
     """Dollars per million completion tokens."""
     cached_input_usd: float | None = Field(default=None, ge=0)
     """Dollars per million prompt tokens read from the provider's cache; default: input_usd."""
+    cache_write_usd: float | None = Field(default=None, ge=0)
+    """Dollars per million prompt tokens written to the provider's cache; default: input_usd."""
+    reasoning_usd: float | None = Field(default=None, ge=0)
+    """Dollars per million reasoning tokens; default: output_usd."""
+    audio_input_usd: float | None = Field(default=None, ge=0)
+    """Dollars per million audio tokens in the prompt; without it what they cost is unknown."""
+    audio_output_usd: float | None = Field(default=None, ge=0)
+    """Dollars per million audio tokens in the answer; without it what they cost is unknown."""
+
+
+class StudentPrice(Price):
+    """Per token as above, or by the hour of the hardware it runs on. By the hour no single request
+    has a cost: `retort savings` charges the hours."""
+
+    gpu_hour_usd: float | None = Field(default=None, ge=0)
+    """Dollars per hour and GPU, used or not."""
+    gpus: int = Field(default=1, gt=0)
+    """How many of them the students run on."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "StudentPrice":
+        if self.gpu_hour_usd is not None and (self.input_usd, self.output_usd) != (None, None):
+            raise ValueError("per token or gpu_hour_usd, not both: it would be charged twice")
+        return self
 
 
 class Server(Section):
@@ -73,7 +97,9 @@ class Teacher(Section):
     retries: int = Field(default=1, ge=0, le=5)
     """Repeats after a connection error, 429 or 5xx, before giving up."""
     price: Price = Price()
-    """What it costs."""
+    """What it costs when it answers for a task, whatever model it names; default: pricing."""
+    provider: str | None = None
+    """Whose list prices hold (openai, anthropic, …); default: whose API base_url is."""
 
 
 class Student(Section):
@@ -87,8 +113,8 @@ class Student(Section):
     """Longest wait for an answer before the teacher is asked instead."""
     max_concurrency: int = Field(default=32, gt=0)
     """Requests in flight at once; above it the teacher is asked at once."""
-    price: Price = Price()
-    """What it costs, per token."""
+    price: StudentPrice = StudentPrice()
+    """What it costs, per token or by the hour."""
 
 
 class Claim(Section):
@@ -189,6 +215,15 @@ class Task(Section):
     """False keeps no text of this task; it can then not be distilled."""
 
 
+class Pricing(Section):
+    """What models cost where their own section does not say."""
+
+    models: dict[str, Price] = {}
+    """Prices by model name, exactly as answers name it."""
+    use_list: bool = True
+    """Take what is configured nowhere from the list prices in the package genai-prices."""
+
+
 class Training(Section):
     """How a student is trained."""
 
@@ -210,6 +245,8 @@ class Training(Section):
     """Longest row in tokens. More than 2 % of rows over it fails the run: no row is cut."""
     seed: int = 17
     """Seed of everything random in training."""
+    hour_usd: float | None = Field(default=None, ge=0)
+    """What an hour of a night costs; `retort savings` charges it. Without it nights are free."""
 
 
 class Nightly(Section):
@@ -240,6 +277,8 @@ class Config(Section):
     """The cheap one's server."""
     tasks: list[Task] = []
     """The jobs to distil; what none of them claims passes through to the teacher."""
+    pricing: Pricing = Pricing()
+    """What models cost."""
     training: Training = Training()
     """How students are trained."""
     nightly: Nightly = Nightly()

@@ -65,4 +65,5 @@ async def ask_student(parts: Parts, trip: Trip, *, stream: bool) -> Draft | None
         )
         return None
     finally:
-        trip.incoming.waited_s += time.perf_counter() - started
+        trip.student_s = time.perf_counter() - started
+        trip.incoming.waited_s += trip.student_s

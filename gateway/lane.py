@@ -9,7 +9,8 @@ from prometheus_client import Counter, Histogram
 
 from gateway import metrics
 from gateway.bundles import BundleFiles
-from gateway.config import Output, Task
+from gateway.config import Config, Output, Task
+from gateway.prices import PriceBook
 from gateway.pricing import TeacherEstimate
 from gateway.prompt import prompt_hash
 from router.decision import Answer, Decision
@@ -45,8 +46,9 @@ class Lane:
     """``live`` is None while no student may answer, and ``problem`` then says why, if it is not
     simply that none was promoted. ``suspect``: the student server did not know the adapter."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, prices: PriceBook | None = None) -> None:
         self.task = task
+        self.prices = prices or PriceBook(Config())
         self.prompt_hash = prompt_hash(task.prompt)
         self.spec = output_spec(task.output)
         self.live: Live | None = None
@@ -111,6 +113,7 @@ class LaneMetrics:
         self.p_ood = metrics.p_ood.labels(task)
         self.tokens = counters(metrics.tokens_total)
         self.cost = counters(metrics.cost_usd_total)
+        self.unknown = Children[str, Counter](metrics.price_unknown_total.labels)
         self.avoided = metrics.cost_avoided_usd_total.labels(task)
         self.audits = counters(metrics.audits_total)
         self.audit_loss = metrics.audit_loss_total.labels(task)

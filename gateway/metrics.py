@@ -74,6 +74,11 @@ cost_avoided_usd_total = Counter(
     "What the teacher would have cost for what the student answered, minus the student's cost.",
     ["task"],
 )
+price_unknown_total = Counter(
+    "retort_price_unknown_total",
+    "Calls whose cost is unknown: no price for the model, or no token counts from it.",
+    ["who"],
+)
 audits_total = Counter(
     "retort_audits_total",
     "Student answers checked by the teacher. result: agree | disagree | failed.",

@@ -48,7 +48,8 @@ HOP_BY_HOP = frozenset(
 @dataclass(slots=True, kw_only=True)
 class Incoming:
     """One HTTP request as it arrived. ``headers`` have lower-case names; ``waited_s`` adds up the
-    time spent on student and teacher."""
+    time spent on student and teacher, of which ``queued_s`` before the teacher was free to be
+    asked."""
 
     id: str
     method: str
@@ -59,6 +60,7 @@ class Incoming:
     raw: bytes = b""
     arrived: float = field(default_factory=time.perf_counter)
     waited_s: float = 0.0
+    queued_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

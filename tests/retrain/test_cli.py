@@ -17,6 +17,7 @@ COMMANDS = [
     "promote",
     "rollback",
     "nightly",
+    "savings",
     "bundles",
     "queue",
     "doctor",

@@ -99,6 +99,8 @@ class Ledger:
         if trip.teacher_asked:
             if teacher_usd:
                 children.cost[(Route.TEACHER.value,)].inc(teacher_usd)
-        elif draft is not None and student_usd is not None and teacher_usd is not None:
+        elif draft is None and trip.cached is None:
+            return
+        elif student_usd is not None and teacher_usd is not None:
             # a counter cannot fall; a student dearer than its teacher shows in the ledger
             children.avoided.inc(max(0.0, teacher_usd - student_usd))

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from gateway import exchanges
+from gateway.cache import Entry
 from gateway.config import Config
 from gateway.draft import Draft
 from gateway.lane import Lane, Live, sampled
-from gateway.pricing import Usage, add, cost_usd
+from gateway.pricing import Usage, add, cost_usd, read_usage
 from gateway.prompt import user_text
 from gateway.protocol import Chat, Incoming
 from gateway.tables import Exchange, Request, utcnow
@@ -32,6 +33,12 @@ class Trip:
     teacher_text: str | None = None
     teacher_model: str | None = None
     teacher_usage: Usage | None = None
+    #: the check of the task that the draft failed
+    check: str | None = None
+    #: the stored answer that the client got
+    cached: Entry | None = None
+    #: under which the answer is stored, where it may be
+    cache_key: bytes | None = None
     #: what the client got, where it is not the response's own status (499: it left)
     status: int = 0
 
@@ -58,6 +65,8 @@ class Trip:
     @property
     def teacher_usd(self) -> float | None:
         """What the teacher cost, or would have cost by estimate."""
+        if self.cached is not None:
+            return self.cached.teacher_usd
         price = self.config.teacher.price
         if self.teacher_asked or self.draft is None:
             return cost_usd(price, self.teacher_usage)
@@ -97,6 +106,7 @@ class Trip:
             sampled=self.sampled,
             propensity=self.propensity,
             bundle=None if self.live is None else self.live.bundle.id,
+            check=self.check,
             prompt_hash=self.lane.prompt_hash,
             caller=self.incoming.caller.id,
         )
@@ -128,6 +138,8 @@ class Trip:
     @property
     def usage(self) -> Usage | None:
         """Of the model that answered."""
+        if self.cached is not None:
+            return read_usage(self.cached.usage)
         if self.decision.route is Route.TEACHER or self.draft is None:
             return self.teacher_usage
         return self.draft.usage

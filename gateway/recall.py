@@ -125,9 +125,12 @@ def remember(trip: Trip, sink: Sink) -> None:
     if read is None:
         return
     head, message, usage = read
+    usage = usage or _usage(trip.usage)
+    data = orjson.dumps({"head": head, "message": message, "usage": usage})
     entry = Entry(
-        data=orjson.dumps({"head": head, "message": message}),
-        usage=usage or _usage(trip.usage),
+        # a copy: what orjson returns holds on to the 4 kB it was written in
+        data=bytes(memoryview(data)),
+        usage=trip.usage,
         route=trip.decision.route,
         teacher_usd=trip.teacher_usd,
     )
@@ -214,12 +217,12 @@ async def _give(trip: Trip, entry: Entry, age_s: float, sink: Sink) -> None:
     ]
     if trip.chat.stream:
         await sink.start(200, [*EVENTS, *headers])
-        await sink.end(_chunks(same, kept["message"], entry.usage, trip.chat))
+        await sink.end(_chunks(same, kept["message"], kept["usage"], trip.chat))
         return
     choice = {"index": 0, "message": kept["message"], "logprobs": None, "finish_reason": "stop"}
     body = {**same, "object": "chat.completion", "choices": [choice]}
-    if entry.usage is not None:
-        body["usage"] = entry.usage
+    if kept["usage"] is not None:
+        body["usage"] = kept["usage"]
     await sink.whole(200, orjson.dumps(body), [JSON, *headers])
 
 

@@ -4,6 +4,7 @@ Both go to jsonschema-rs, with its regular expressions in an engine that takes t
 text. References lead nowhere but into the schema itself: no file and no URL is ever read.
 """
 
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,7 @@ MAX_BYTES = 100_000
 MAX_NODES = 20_000
 
 
+_FLAGS = re.compile(r"\(\?[a-zA-Z-]+[:)]")
 #: keywords that give references another meaning than "from the top of this document"
 _ELSEWHERE = frozenset({"$id", "$dynamicRef", "$recursiveRef"})
 
@@ -41,7 +43,11 @@ def compiled(schema: Any) -> Callable[[Any], bool]:
 
 
 def searcher(pattern: str, *, case_sensitive: bool = False) -> Callable[[str], bool]:
-    """Whether a text holds what the expression describes. Raises BadSchema."""
+    """Whether a text holds what the expression, in JSON Schema's dialect, describes. Raises
+    BadSchema."""
+    if _FLAGS.search(pattern):
+        # some would be ignored without a word
+        raise BadSchema(f"flags within an expression are not supported: {pattern!r}")
     flags = "" if case_sensitive else "(?i)"
     try:
         found = compiled({"type": "string", "pattern": flags + pattern})

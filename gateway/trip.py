@@ -9,7 +9,7 @@ from gateway.cache import Entry
 from gateway.config import Config
 from gateway.draft import Draft
 from gateway.lane import Lane, Live, sampled
-from gateway.pricing import Usage, add, cost_usd, read_usage
+from gateway.pricing import Usage, add, cost_usd
 from gateway.prompt import user_text
 from gateway.protocol import Chat, Incoming
 from gateway.tables import Exchange, Request, utcnow
@@ -139,7 +139,7 @@ class Trip:
     def usage(self) -> Usage | None:
         """Of the model that answered."""
         if self.cached is not None:
-            return read_usage(self.cached.usage)
+            return self.cached.usage
         if self.decision.route is Route.TEACHER or self.draft is None:
             return self.teacher_usage
         return self.draft.usage

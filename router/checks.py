@@ -132,7 +132,8 @@ def refuses(text: str, more: Sequence[str] = ()) -> bool:
     if REFUSAL.match(text[:OPENING]):
         return True
     opening = _plain(text[:OPENING])
-    if any(opening.startswith(_plain(phrase)) for phrase in more):
+    # a phrase without a letter would fit every opening
+    if opening.startswith(tuple(filter(None, map(_plain, more)))):
         return True
     return any(
         opening.startswith(language.plain)

@@ -84,7 +84,11 @@ _WORDS = {
     "hi": "के है में की से को और का पर यह नहीं हैं एक कि भी था लिए आप हो ने",
     "mr": "आणि आहे या च्या ते हे एक मध्ये आहेत नाही तो ती होते की असे किंवा साठी व",
 }
-_PROFILES = {language: frozenset(words.split()) for language, words in _WORDS.items()}
+#: the languages that have a word
+_USES: dict[str, tuple[str, ...]] = {}
+for _language, _list in _WORDS.items():
+    for _word in sorted({*_list.split()}):
+        _USES[_word] = (*_USES.get(_word, ()), _language)
 #: languages with a script of their own
 _OWN = {
     "greek": "el",
@@ -108,12 +112,13 @@ _SHARED = {
     "devanagari": ("hi", "mr"),
     "latin": tuple(
         language
-        for language in _PROFILES
+        for language in _WORDS
         if language not in ("ru", "uk", "bg", "ar", "fa", "hi", "mr")
     ),
 }
-LANGUAGES = frozenset({*_PROFILES, *_OWN.values(), "zh"})
-_WORD = re.compile(r"[^\W\d_]+")
+LANGUAGES = frozenset({*_WORDS, *_OWN.values(), "zh"})
+#: not by \w: to Python the vowel signs of Hindi are no part of a word
+_WORD = re.compile(r"[^\s\d.,;:!?¿¡()\[\]{}<>\"'’“”„«»/|*_#।،؛؟-]+")
 #: so many small words must be there, and so much more than of any other language
 _ENOUGH = 3
 _LEAD = 1.5
@@ -151,13 +156,11 @@ def language(text: str) -> str | None:
 
 
 def _by_words(text: str, among: tuple[str, ...]) -> str | None:
-    words = Counter(_WORD.findall(text.casefold()))
-    hits = Counter(
-        {
-            code: sum(count for word, count in words.items() if word in _PROFILES[code])
-            for code in among
-        }
-    )
+    hits = Counter(dict.fromkeys(among, 0))
+    for word in _WORD.findall(text.casefold()):
+        for code in _USES.get(word, ()):
+            if code in hits:
+                hits[code] += 1
     (best, most), (_, second) = hits.most_common(2)
     return best if most >= _ENOUGH and most >= _LEAD * second else None
 
@@ -165,12 +168,11 @@ def _by_words(text: str, among: tuple[str, ...]) -> str | None:
 def is_in(text: str, *, languages: Collection[str] = (), allowed: Collection[str] = ()) -> bool:
     """Whether a text is in one of the ``languages`` and the ``allowed`` scripts. What is empty
     allows all, and what cannot be told passes: a label, a number, a name."""
-    letters = scripts(text)
-    total = letters.total()
-    if allowed and any(
-        count > _SHARE * total for script, count in letters.items() if script not in allowed
-    ):
-        return False
+    if allowed:
+        letters = scripts(text)
+        most = _SHARE * letters.total()
+        if any(count > most for script, count in letters.items() if script not in allowed):
+            return False
     if not languages:
         return True
     found = language(text)

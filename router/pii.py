@@ -42,6 +42,9 @@ _SECRET = re.compile(
     r"|-----BEGIN (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY-----(?:\s{0,2}[A-Za-z0-9+/=]{16,64})?"
     r")"
 )
+#: What the slower expressions need at least: seven digits close together, an address's dot.
+_DIGITS = re.compile(r"\d(?:\W{0,3}\d){6}")
+_DOTTED = re.compile(r"\d\.\d")
 #: domains nobody has an address at (RFC 2606, 6761)
 _NOWHERE = re.compile(r"(?:\A|\.)(?:example(?:\.(?:com|net|org))?|invalid|test|localhost)\Z")
 #: how first digits of payment cards look
@@ -76,9 +79,12 @@ _IBAN_LENGTH = {
 def leaks(answer: str, request: str, kinds: Collection[PII] = ()) -> Iterator[PII]:
     """The kinds of personal data (none given: all) of which the answer holds a value that the
     request does not hold, in whatever spelling."""
-    given = request.casefold() + "\n" + _squeezed(request)
+    given = ""
     for kind in kinds or get_args(PII):
-        if any(value not in given for value in set(_FINDERS[kind](answer))):
+        found = set(_FINDERS[kind](answer))
+        if found and not given:
+            given = request.casefold() + "\n" + _squeezed(request)
+        if any(value not in given for value in found):
             yield kind
 
 
@@ -104,13 +110,13 @@ def _squeezed(text: str) -> str:
 
 
 def _emails(text: str) -> Iterator[str]:
-    for match in _EMAIL.finditer(text):
+    for match in _EMAIL.finditer(text) if "@" in text else ():
         if not _NOWHERE.search(match[1].lower()):
             yield _squeezed(match[0])
 
 
 def _phones(text: str) -> Iterator[str]:
-    for match in _PHONE.finditer(text):
+    for match in _PHONE.finditer(text) if _DIGITS.search(text) else ():
         digits = re.sub(r"\D", "", match[0])
         if 9 <= len(digits) <= 15 and digits.isascii():
             # without country code and trunk zero, which are written or not
@@ -127,19 +133,20 @@ def _ibans(text: str) -> Iterator[str]:
 
 
 def _cards(text: str) -> Iterator[str]:
-    for match in _CARD.finditer(text):
+    for match in _CARD.finditer(text) if _DIGITS.search(text) else ():
         digits = re.sub(r"[ -]", "", match[0])
         if digits.isascii() and _ISSUER.match(digits) and luhn(digits) and len({*digits}) > 1:
             yield digits
 
 
 def _ssns(text: str) -> Iterator[str]:
-    for match in _SSN.finditer(text):
+    for match in _SSN.finditer(text) if _DIGITS.search(text) else ():
         yield re.sub(r"\D", "", match[0])
 
 
 def _ips(text: str) -> Iterator[str]:
-    for pattern in (_IPV4, _IPV6):
+    patterns = [_IPV4] if _DOTTED.search(text) else []
+    for pattern in [*patterns, _IPV6] if text.count(":") > 2 else patterns:
         for match in pattern.finditer(text):
             try:
                 address = ipaddress.ip_address(match[0])

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,14 +13,16 @@ import orjson
 import pytest
 from fake_openai import FakeOpenAI, Reply
 from small_bundle import SURE, UNSURE
+from store_process import exchange
 from triage import BODY, MESSAGES, Start, configuration
 
-from gateway import schemas
+from gateway import exchanges, schemas
 from gateway.checks import Checks, Failed
 from gateway.config import Check, Config
 from gateway.draft import read_draft
 from gateway.errors import ConfigError
 from gateway.protocol import Incoming, read_chat
+from gateway.store import Store
 from router.decision import Reason
 
 CHAT = "/v1/chat/completions"
@@ -210,10 +213,55 @@ def test_the_first_check_that_fails_names_the_failure() -> None:
     assert judge("parcel", BLOCKED, {"kind": "length", "max_chars": 3}) == failed("blocked")
 
 
+def test_no_draft_breaks_a_check(caplog: pytest.LogCaptureFixture) -> None:
+    """Not even text that no decoder should leave; a check that broke would say so in the log."""
+    checks = Checks(
+        checks_of(
+            {"kind": "refusal", "phrases": ["\ud800"]},
+            {"kind": "length", "max_chars": 10**6},
+            {"kind": "language", "languages": ["en", "de"], "scripts": ["latin", "han"]},
+            {"kind": "pii"},
+            {"kind": "blocked", "patterns": ["no such thing", "[^\\x00-\U0010ffff]"]},
+            {"kind": "json_schema"},
+        )
+    )
+    chat = read_chat(
+        Incoming(
+            id="r",
+            method="POST",
+            path="/",
+            query="",
+            headers={},
+            raw=orjson.dumps(BODY | wants({"type": ["string", "number"]})),
+        )
+    )
+    dice = random.Random(5)
+    seeds = ["@", "+49 ", "::", "\0", "1", "DE89", "eyJ", "sk-", '"', "[", "{", "1e999", "\ud800"]
+    verdicts = set()
+
+    async def run() -> None:
+        for _ in range(400):
+            wild = [chr(dice.randrange(0x110000)) for _ in range(4)]
+            text = "".join(dice.choices(seeds + wild, k=dice.randrange(60)))
+            message = {"content": text, "reasoning": text[::-1]}
+            draft = read_draft({"choices": [{"message": message, "finish_reason": "stop"}]})
+            verdicts.add(await checks.first_failed(draft, chat))
+
+    asyncio.run(run())
+    assert caplog.records == []
+    assert failed("json_schema", Reason.INVALID) in verdicts
+
+
+def test_a_failed_check_is_kept_on_every_database(store: Store) -> None:
+    store.insert([exchange("a", check="pii"), exchange("b")])
+    assert [exchanges.show(store, name)[0].check for name in ("a", "b")] == ["pii", None]
+
+
 @pytest.mark.parametrize(
     ("check", "says"),
     [
         ({"kind": "blocked", "patterns": ["(?=x)"]}, "linear time"),
+        ({"kind": "blocked", "patterns": ["(?s)a.*b"]}, "flags"),
         ({"kind": "blocked", "patterns": []}, "patterns"),
         ({"kind": "json_schema", "definition": {"type": 7}}, "not a usable JSON Schema"),
         ({"kind": "language"}, "must be given"),

@@ -66,6 +66,7 @@ def test_further_openings_may_be_given() -> None:
     assert not refuses("That is beyond my remit.")
     assert refuses("  THAT is  beyond my remit.", ("that is beyond",))
     assert not refuses("Well, that is beyond my remit.", ("that is beyond",))
+    assert not refuses("parcel", ("!?", ""))
 
 
 def test_length_is_counted_without_white_space_around() -> None:
@@ -91,6 +92,10 @@ SENTENCES = {
     "sv": "Ditt paket levereras på måndag och du får ett meddelande från oss med det viktiga.",
     "pl": "Paczka zostanie dostarczona w poniedziałek i nie jest to problem, że się spóźni.",
     "uk": "Ваша посилка буде доставлена в понеділок, і ви отримаєте повідомлення від нас.",
+    "ru": "Мы не можем отправить это по почте, но вы можете забрать посылку у нас в офисе.",
+    "ar": "لا يمكن أن تصل الشحنة في هذا اليوم، وسوف نرسل إليك رسالة من المكتب عن ذلك.",
+    "fa": "بسته شما در روز دوشنبه به دست شما می رسد و این پیام برای شما است.",
+    "hi": "आपका पार्सल सोमवार को पहुँच जाएगा और यह संदेश आपके लिए है कि आप घर पर रहें।",
     "zh": "您的包裹将于周一送达。",
     "ja": "お荷物は月曜日に届きます。",
     "ko": "소포는 월요일에 배송됩니다.",

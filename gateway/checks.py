@@ -87,9 +87,10 @@ class Checks:
 
     async def first_failed(self, draft: Draft, chat: Chat) -> Failed | None:
         """None where the draft passes them all. Never raises: a check that breaks has failed."""
-        subject = subject_of(draft, chat)
+        subject: Subject | None = None
         for name, reason, test in self._checks:
             try:
+                subject = subject or subject_of(draft, chat)
                 passed = test(subject)
                 if not isinstance(passed, bool):
                     passed = await passed

@@ -12,10 +12,13 @@ from typing import Any
 import jsonschema_rs
 import orjson
 
-#: A client's schema may be this large, and this large again with its references written out.
+#: A client's schema may be this large, and have this many nodes with its references written out.
 #: Beyond, an answer could take the validator hours: references double the work at each step.
 MAX_BYTES = 100_000
 MAX_NODES = 20_000
+#: It may have so many expressions, each compiled to so many bytes: fractions of a second in all.
+MAX_PATTERNS = 30
+MAX_PATTERN_BYTES = 200_000
 
 
 _FLAGS = re.compile(r"\(\?[a-zA-Z-]+[:)]")
@@ -31,11 +34,16 @@ class _TooMuch(Exception):
     pass
 
 
-def compiled(schema: Any) -> Callable[[Any], bool]:
+def compiled(
+    schema: Any, *, size_limit: int | None = None, formats: bool | None = None
+) -> Callable[[Any], bool]:
     """Whether a parsed JSON value fits the schema. Raises BadSchema."""
     try:
         validator = jsonschema_rs.validator_for(
-            schema, pattern_options=jsonschema_rs.RegexOptions(), offline=True
+            schema,
+            pattern_options=jsonschema_rs.RegexOptions(size_limit=size_limit),
+            validate_formats=formats,
+            offline=True,
         )
     except ValueError as error:
         raise BadSchema(f"not a usable JSON Schema: {_line(error)}") from None
@@ -58,8 +66,8 @@ def searcher(pattern: str, *, case_sensitive: bool = False) -> Callable[[str], b
 
 
 def clients(schema: Any) -> Callable[[Any], bool]:
-    """The same for a schema that came with a request. Raises BadSchema also for one that is too
-    large or recursive. Kept for the next request with the same schema."""
+    """The same for a schema that came with a request; ``format`` is only a remark there. Raises
+    BadSchema also for one that is too large or recursive. Kept for the next request with it."""
     try:
         data = orjson.dumps(schema)
     except TypeError:
@@ -80,7 +88,20 @@ def _clients(data: bytes) -> Callable[[Any], bool]:
         raise BadSchema("recursive, nested too deeply, or with references to elsewhere") from None
     if nodes > MAX_NODES:
         raise BadSchema(f"more than {MAX_NODES} nodes, its references written out")
-    return compiled(schema)
+    if _patterns(schema) > MAX_PATTERNS:
+        raise BadSchema(f"more than {MAX_PATTERNS} regular expressions")
+    return compiled(schema, size_limit=MAX_PATTERN_BYTES, formats=False)
+
+
+def _patterns(node: Any) -> int:
+    """How many regular expressions there are, or may be."""
+    if isinstance(node, list):
+        return sum(map(_patterns, node))
+    if not isinstance(node, dict):
+        return 0
+    by_name = node.get("patternProperties")
+    own = isinstance(node.get("pattern"), str) + (len(by_name) if isinstance(by_name, dict) else 0)
+    return own + sum(map(_patterns, node.values()))
 
 
 def _nodes(node: Any, root: Any, known: dict[str, int], open_: tuple[str, ...]) -> int:

@@ -91,6 +91,9 @@ def test_a_draft_fits_the_schema_of_the_task_or_of_the_request(text: str, fits: 
         {"$ref": "#/$defs/a", "$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}},
         {"$defs": {"a": {"$id": "http://x/", "type": "string"}}},
         {"pattern": "("},
+        {"pattern": "\\p{L}{100}"},
+        {"allOf": [{"pattern": f"x{number}"} for number in range(50)]},
+        {"patternProperties": {f"x{number}": True for number in range(50)}},
         {"pattern": "(a)\\1"},
         {"description": "x" * 200_000},
         {"enum": list(range(30_000))},
@@ -250,6 +253,11 @@ def test_no_draft_breaks_a_check(caplog: pytest.LogCaptureFixture) -> None:
     asyncio.run(run())
     assert caplog.records == []
     assert failed("json_schema", Reason.INVALID) in verdicts
+
+
+def test_a_draft_too_deep_to_look_through_fails() -> None:
+    deep = orjson.loads("[" * 1000 + "]" * 1000)
+    assert judge("parcel", {"kind": "pii"}, annotations=deep) == failed("pii")
 
 
 def test_a_failed_check_is_kept_on_every_database(store: Store) -> None:

@@ -75,6 +75,7 @@ class Ledger:
                 "task": lane.task.name,
                 "route": route,
                 "reason": reason,
+                "check": trip.check,
                 "status": trip.status,
                 "score": decision.score,
                 "p_ood": decision.p_ood,

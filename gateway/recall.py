@@ -126,7 +126,10 @@ def remember(trip: Trip, sink: Sink) -> None:
         return
     head, message, usage = read
     usage = usage or _usage(trip.usage)
-    data = orjson.dumps({"head": head, "message": message, "usage": usage})
+    try:
+        data = orjson.dumps({"head": head, "message": message, "usage": usage})
+    except TypeError:  # nested too deeply
+        return
     entry = Entry(
         # a copy: what orjson returns holds on to the 4 kB it was written in
         data=bytes(memoryview(data)),

@@ -19,6 +19,13 @@ from router.decision import Route
 
 CHAT = "/v1/chat/completions"
 SAME = BODY | {"temperature": 0}
+#: an answer that can be passed on but not written again
+DEEP = (
+    b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "deep": '
+    + b"[" * 500
+    + b"]" * 500
+    + b"}"
+)
 ON = {"cache": {"enabled": True}}
 
 
@@ -386,7 +393,11 @@ def test_a_task_that_collects_evidence_uses_no_cache(serving: Start, mode: str) 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_only_whole_text_answers_are_kept(
-    serving: Start, student: FakeOpenAI, teacher: FakeOpenAI, stream: bool
+    serving: Start,
+    student: FakeOpenAI,
+    teacher: FakeOpenAI,
+    caplog: pytest.LogCaptureFixture,
+    stream: bool,
 ) -> None:
     gateway = serving(**ON)
     student.reply = Reply(text="parcel", logprob=UNSURE)
@@ -398,6 +409,7 @@ def test_only_whole_text_answers_are_kept(
         Reply(text="x", message={"annotations": [{"type": "url_citation"}]}),
         Reply(text="", finish_reason="stop"),
         Reply(text="x", raw=b'{"choices": []}'),
+        Reply(raw=DEEP),
         Reply(text="a b c", cut_after=2),
         Reply(stream_error={"message": "overloaded"}) if stream else Reply(status=500),
         Reply(status=400),
@@ -407,6 +419,7 @@ def test_only_whole_text_answers_are_kept(
         teacher.reply = reply
         gateway.send("POST", CHAT, SAME | {"stream": stream})
         assert gateway.metric('retort_cache_entries{task="triage"}') == 0, reply
+    assert "request crashed" not in [record.message for record in caplog.records]
     teacher.reply = "refund"
     assert ask(gateway)[0] == "miss"
     assert gateway.metric('retort_cache_entries{task="triage"}') == 1

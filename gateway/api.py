@@ -24,6 +24,7 @@ from gateway.ids import new_id
 from gateway.parts import Parts
 from gateway.passthrough import Broken, pass_through
 from gateway.protocol import Gone, Incoming, Sink, read_body, read_chat
+from gateway.recall import recalled, remember
 from gateway.trip import Trip
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,9 @@ async def chat_completions(parts: Parts, incoming: Incoming, sink: Sink) -> None
         return
     lane = parts.lanes[task.name]
     trip = Trip(incoming=incoming, chat=chat, lane=lane, config=parts.config)
-    await answer(parts, trip, sink)
+    if not await recalled(parts, trip, sink):
+        await answer(parts, trip, sink)
+        remember(trip, sink)
 
 
 async def list_models(parts: Parts, incoming: Incoming, sink: Sink) -> None:

@@ -88,6 +88,8 @@ def create_app(config: Config, *, store: Store | None = None) -> FastAPI:
                 await polling
             await parts.auditor.stop(config.server.drain_s)
             await ledger.drain()
+            for lane in lanes.values():
+                await lane.checks.close()
             await teacher.close()
             await student.close()
             await parts.store.stop()

@@ -12,7 +12,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from gateway import schemas
 from gateway.errors import ConfigError
+from router.language import LANGUAGES, SCRIPTS
+from router.pii import PII
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -189,6 +192,165 @@ class Contract(Section):
     """With at least this probability over the evidence."""
 
 
+class CheckSection(Section):
+    """What every check has."""
+
+    kind: str
+    """Which of them it is."""
+    name: str = Field(default="", pattern=r"^([a-z0-9][a-z0-9_-]{0,40})?$")
+    """Name in the header, the metric and the row; default: its kind."""
+
+    @property
+    def label(self) -> str:
+        return self.name or self.kind
+
+
+class JsonSchemaCheck(CheckSection):
+    """The draft is JSON that fits a JSON Schema. Fails as `invalid`."""
+
+    kind: Literal["json_schema"]
+    """This kind of check."""
+    definition: dict[str, Any] | None = None
+    """The schema; null: the request's own (response_format.json_schema.schema), if it has one."""
+
+    @field_validator("definition")
+    @classmethod
+    def _is_a_schema(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            schemas.compiled(value)
+        return value
+
+
+class RefusalCheck(CheckSection):
+    """The draft refuses: in its opening words, in 16 languages, or in `message.refusal`."""
+
+    kind: Literal["refusal"]
+    """This kind of check."""
+    phrases: list[str] = []
+    """More openings that count as a refusal; case does not matter."""
+
+
+class BlockedCheck(CheckSection):
+    """The draft holds what no answer may hold."""
+
+    kind: Literal["blocked"]
+    """This kind of check."""
+    patterns: list[str] = Field(min_length=1)
+    """Regular expressions searched in the draft, in time linear in its length: no look-around and
+    no back-references."""
+    case_sensitive: bool = False
+    """True: upper and lower case differ."""
+
+    @field_validator("patterns")
+    @classmethod
+    def _compile(cls, value: list[str]) -> list[str]:
+        for pattern in value:
+            schemas.searcher(pattern)
+        return value
+
+
+class LengthCheck(CheckSection):
+    """The draft is too short or too long. Fails as `invalid`."""
+
+    kind: Literal["length"]
+    """This kind of check."""
+    min_chars: int = Field(default=0, ge=0)
+    """Fewest characters, white space at the ends not counted."""
+    max_chars: int | None = Field(default=None, gt=0)
+    """Most characters."""
+    max_tokens: int | None = Field(default=None, gt=0)
+    """Most tokens, as the student server counts them."""
+
+
+class LanguageCheck(CheckSection):
+    """The draft is in another language or script than it should be, where that can be told."""
+
+    kind: Literal["language"]
+    """This kind of check."""
+    languages: list[str] = []
+    """Languages (ISO 639-1) a draft may be in; empty: any."""
+    scripts: list[str] = []
+    """Scripts of which a draft may hold more than a fifth; empty: any."""
+
+    @model_validator(mode="after")
+    def _known(self) -> "LanguageCheck":
+        for name, given, known in (
+            ("languages", self.languages, LANGUAGES),
+            ("scripts", self.scripts, SCRIPTS),
+        ):
+            if unknown := sorted(set(given) - known):
+                raise ValueError(f"{name}: {unknown[0]!r} is none of {', '.join(sorted(known))}")
+        if not self.languages and not self.scripts:
+            raise ValueError("languages or scripts must be given")
+        return self
+
+
+class PiiCheck(CheckSection):
+    """The draft holds personal data or a secret that the request does not hold."""
+
+    kind: Literal["pii"]
+    """This kind of check."""
+    kinds: list[PII] = []
+    """What is looked for; empty: all."""
+
+
+class ModerationCheck(CheckSection):
+    """An OpenAI-compatible moderation endpoint flags the draft."""
+
+    kind: Literal["moderation"]
+    """This kind of check."""
+    base_url: str = "https://api.openai.com/v1"
+    """Its base URL, with /v1."""
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Environment variable with its key; null: none is sent."""
+    model: str | None = None
+    """Moderation model; null: the server's default."""
+    categories: list[str] = []
+    """Categories that fail a draft; empty: whatever the endpoint flags."""
+    timeout_s: Positive = 2.0
+    """Longest wait for its word."""
+    on_error: Literal["escalate", "allow"] = "escalate"
+    """What to do with a draft the endpoint could not judge."""
+
+
+class PythonCheck(CheckSection):
+    """Your own function."""
+
+    kind: Literal["python"]
+    """This kind of check."""
+    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """`package.module:function`, given the draft's text and the request's body; what is wrong, or
+    None. An exception fails the draft too."""
+    timeout_s: Positive = 2.0
+    """Longest wait, where the function is `async`. Any other runs in the gateway's only thread."""
+
+
+Check = Annotated[
+    JsonSchemaCheck
+    | RefusalCheck
+    | BlockedCheck
+    | LengthCheck
+    | LanguageCheck
+    | PiiCheck
+    | ModerationCheck
+    | PythonCheck,
+    Field(discriminator="kind"),
+]
+
+
+class CacheSection(Section):
+    """Answers to exactly repeated, deterministic requests, from this process's memory."""
+
+    enabled: bool = False
+    """True: keep answers and give them again."""
+    ttl_s: Positive = 3600.0
+    """How long an answer is given again."""
+    max_entries: int = Field(default=10_000, gt=0)
+    """Most answers kept; the least recently used goes first."""
+    max_bytes: int = Field(default=64_000_000, gt=0)
+    """Most memory for them."""
+
+
 class Task(Section):
     """One narrow job with its own student, router and contract."""
 
@@ -213,6 +375,16 @@ class Task(Section):
     """degraded: serve the student's held draft, marked, when no teacher answers."""
     store_payloads: bool = True
     """False keeps no text of this task; it can then not be distilled."""
+    checks: list[Check] = []
+    """What a draft must pass before it is served, in this order."""
+    cache: CacheSection = CacheSection()
+    """Whether exact repeats are answered from memory."""
+
+    @model_validator(mode="after")
+    def _cache_keeps_text(self) -> "Task":
+        if self.cache.enabled and not self.store_payloads:
+            raise ValueError("cache.enabled keeps answers, which store_payloads: false forbids")
+        return self
 
 
 class Pricing(Section):

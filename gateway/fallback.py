@@ -11,7 +11,7 @@ import orjson
 from gateway.audit import answer_text, teacher_body
 from gateway.draft import Draft
 from gateway.errors import UpstreamTimeout
-from gateway.first_try import ask_student, score_after
+from gateway.first_try import ask_in_shadow, score_after
 from gateway.parts import Parts
 from gateway.pricing import read_usage
 from gateway.protocol import EVENTS, JSON, Headers, Sink, encode_headers, number
@@ -29,7 +29,7 @@ async def ask_teacher(parts: Parts, trip: Trip, sink: Sink) -> None:
     """Its answer, to the client and into the row. Raises GatewayError."""
     shadow: Shadow = None
     if trip.decision.reason is Reason.SHADOW:
-        shadow = asyncio.create_task(ask_student(parts, trip, stream=False))
+        shadow = asyncio.create_task(ask_in_shadow(parts, trip))
     try:
         if trip.chat.stream:
             await relay_stream(parts, trip, sink, shadow)
@@ -131,6 +131,8 @@ def route_headers(trip: Trip) -> Headers:
     ]
     if trip.live is not None:
         headers.append((b"x-retort-bundle", trip.live.bundle.id.encode()))
+    if trip.check is not None and decision.reason is not Reason.SHADOW:
+        headers.append((b"x-retort-check", trip.check.encode()))
     if not trip.chat.stream and (cost := trip.cost_usd) is not None:
         headers.append((b"x-retort-cost-usd", number(cost)))
     return headers

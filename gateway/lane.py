@@ -9,6 +9,8 @@ from prometheus_client import Counter, Histogram
 
 from gateway import metrics
 from gateway.bundles import BundleFiles
+from gateway.cache import Cache
+from gateway.checks import Checks
 from gateway.config import Config, Output, Task
 from gateway.prices import PriceBook
 from gateway.pricing import TeacherEstimate
@@ -56,6 +58,8 @@ class Lane:
         self.suspect = False
         self.estimate = TeacherEstimate()
         self.metrics = LaneMetrics(task.name)
+        self.checks = Checks(task.checks)
+        self.cache = Cache(task.name, task.cache) if task.cache.enabled else None
 
     def propensity(self) -> float:
         """With which probability a request is sampled. Where the teacher answers everything, the
@@ -118,3 +122,5 @@ class LaneMetrics:
         self.audits = counters(metrics.audits_total)
         self.audit_loss = metrics.audit_loss_total.labels(task)
         self.exchanges = counters(metrics.exchanges_total)
+        self.checks_failed = counters(metrics.checks_failed_total)
+        self.cache = counters(metrics.cache_requests_total)

@@ -80,6 +80,7 @@ class Ledger:
                 "task": lane.task.name,
                 "route": route,
                 "reason": reason,
+                "check": trip.check,
                 "status": trip.status,
                 "score": decision.score,
                 "p_ood": decision.p_ood,
@@ -108,7 +109,7 @@ class Ledger:
                 children.unknown[Route.TEACHER.value].inc()
             elif teacher_usd:
                 children.cost[(Route.TEACHER.value,)].inc(teacher_usd)
-        elif trip.status >= 400 or draft is None:
+        elif trip.status >= 400 or (draft is None and trip.cached is None):
             return
         elif student_usd is not None and teacher_usd is not None:
             # a counter cannot fall; a student dearer than its teacher shows in the ledger

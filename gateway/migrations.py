@@ -102,6 +102,7 @@ def m001_initial(connection: Connection) -> None:
         Column("sampled", Boolean, nullable=False),
         Column("propensity", Float, nullable=False),
         Column("bundle", String),
+        Column("check", String),
         Column("prompt_hash", String, nullable=False),
         Column("caller", String, nullable=False),
         Column("state", String, nullable=False),

@@ -148,6 +148,8 @@ class Exchange(SQLModel, table=True):
     propensity: float = 1.0
     """Probability with which `sampled` was drawn."""
     bundle: str | None = None
+    check: str | None = None
+    """Name of the check that student_text failed."""
     prompt_hash: str = ""
     """Hash of the prompt contract in force."""
     caller: str = ""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from gateway import exchanges
+from gateway.cache import Entry
 from gateway.config import Config
 from gateway.draft import Draft
 from gateway.lane import Lane, Live, sampled
@@ -36,6 +37,12 @@ class Trip:
     #: time waited for each; None: was not asked
     student_s: float | None = None
     teacher_s: float | None = None
+    #: the check of the task that the draft failed
+    check: str | None = None
+    #: the stored answer that the client got
+    cached: Entry | None = None
+    #: under which the answer is stored, where it may be
+    cache_key: bytes | None = None
     #: what the client got, where it is not the response's own status (499: it left)
     status: int = 0
 
@@ -62,6 +69,8 @@ class Trip:
     @property
     def teacher_usd(self) -> float | None:
         """What the teacher cost, or would have cost by estimate."""
+        if self.cached is not None:
+            return self.cached.teacher_usd
         usage = self.teacher_usage
         if not self.teacher_asked and self.draft is not None:
             usage = self.lane.estimate.of(len(self.incoming.raw), self.draft.answer.text)
@@ -106,6 +115,7 @@ class Trip:
             sampled=self.sampled,
             propensity=self.propensity,
             bundle=None if self.live is None else self.live.bundle.id,
+            check=self.check,
             prompt_hash=self.lane.prompt_hash,
             caller=self.incoming.caller.id,
         )
@@ -184,6 +194,8 @@ class Trip:
     @property
     def usage(self) -> Usage | None:
         """Of the model that answered."""
+        if self.cached is not None:
+            return self.cached.usage
         if self.decision.route is Route.TEACHER or self.draft is None:
             return self.teacher_usage
         return self.draft.usage

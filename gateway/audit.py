@@ -5,7 +5,8 @@ import logging
 
 import orjson
 
-from gateway.errors import GatewayError
+from gateway.budgets import Budgets
+from gateway.errors import GatewayError, UpstreamTimeout
 from gateway.ledger import Ledger
 from gateway.pricing import cost_usd, read_usage
 from gateway.protocol import Body, Chat
@@ -23,8 +24,9 @@ class Auditor:
     """A bounded queue and a few workers. An audit that finds no place, or no teacher, is counted
     as failed and leaves no row: the sample gets smaller, not crooked."""
 
-    def __init__(self, teacher: Upstream, ledger: Ledger) -> None:
+    def __init__(self, teacher: Upstream, ledger: Ledger, budgets: Budgets) -> None:
         self._teacher = teacher
+        self._budgets = budgets
         self._ledger = ledger
         self._queue: asyncio.Queue[Trip] = asyncio.Queue(WAITING)
         self._workers: list[asyncio.Task[None]] = []
@@ -65,9 +67,14 @@ class Auditor:
         for name in ("stream", "stream_options"):
             body.pop(name, None)
         sent = self._teacher.headers(trip.incoming.headers)
+        hold = None
         try:
+            # the task's budget and not the key's: the audit serves the certificate
+            hold = await self._budgets.hold(trip.incoming.raw, task=trip.lane.task)
             reply = await self._teacher.ask(orjson.dumps(body), sent)
         except GatewayError as error:
+            if hold is not None:
+                hold.settle(None if isinstance(error, UpstreamTimeout) else 0.0)
             trip.lane.metrics.audits[("failed",)].inc()
             extra = {"request_id": trip.incoming.id, "error": str(error)}
             logger.warning("audit failed", extra=extra)
@@ -75,6 +82,8 @@ class Auditor:
         trip.teacher_text = answer_text(reply.body)
         trip.teacher_model = reply.body.get("model")
         trip.teacher_usage = read_usage(reply.body.get("usage"))
+        if hold is not None:
+            hold.settle(cost_usd(trip.config.teacher.price, trip.teacher_usage))
         row = trip.exchange()
         trip.lane.estimate.learn(
             len(trip.incoming.raw), trip.teacher_text or "", trip.teacher_usage

@@ -67,6 +67,7 @@ class Ledger:
         if decision.p_ood is not None:
             children.p_ood.observe(decision.p_ood)
         self._count_money(trip)
+        incoming.tokens = None if (used := trip.usage) is None else used.prompt + used.completion
         self._store.enqueue(trip.request(sink.first_byte_at))
         logger.info(
             "answered",

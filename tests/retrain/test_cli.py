@@ -19,6 +19,7 @@ COMMANDS = [
     "nightly",
     "bundles",
     "queue",
+    "keys",
     "doctor",
     "check",
 ]

@@ -1,0 +1,365 @@
+"""Dollars the teacher may cost, by day and month of UTC, per task and per key, over all gateways.
+
+The database holds how much of each budget was taken. A gateway takes small slices, each in one
+transaction that never takes more than is left, and pays its calls from them: what all gateways
+spend together stays within the budget, up to what a call costs above its estimate, and that is
+charged too. What a gateway does not use it gives back.
+
+While the database is away, a gateway spends the slice it has, and then refuses: budgets fail shut.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, Engine, bindparam, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway import metrics
+from gateway.batches import Batches
+from gateway.config import Budget, Price, Task
+from gateway.database import transaction
+from gateway.errors import InsufficientQuota
+from gateway.estimate import guess
+from gateway.keys import ANYBODY, Caller
+from gateway.pricing import cost_usd
+from gateway.tables import Spending, utcnow
+
+logger = logging.getLogger(__name__)
+
+#: a slice is at most this share of the budget
+SLICE = 0.01
+#: how long a request waits for the database
+WAIT_S = 2.0
+FLUSH_S = 1.0
+#: a slice unused for this long is given back
+IDLE_S = 10.0
+#: how often the tasks' budgets are read for the metrics
+SHOW_S = 10.0
+#: of rounding, in dollars
+_DUST_USD = 1e-12
+_spending = Spending.metadata.tables["spending"]
+
+Name = tuple[str, str]
+
+
+@dataclass(slots=True, kw_only=True)
+class Purse:
+    """What this process has taken of one budget in one period. ``free_usd`` below zero: calls
+    cost more than was held for them, which the account has still to be told."""
+
+    account: str
+    period: str
+    limit_usd: float
+    free_usd: float = 0.0
+    used_at: float = 0.0
+
+    @property
+    def name(self) -> Name:
+        return self.account, self.period
+
+
+@dataclass(slots=True)
+class Hold:
+    """Dollars set aside for one call. ``settle`` it with what the call cost; None: nobody knows,
+    and the estimate stands. Only the first time counts."""
+
+    purses: Sequence[Purse]
+    usd: float
+    _open: bool = True
+
+    def settle(self, cost: float | None) -> None:
+        if self._open and cost is not None:
+            for purse in self.purses:
+                purse.free_usd += self.usd - cost
+        self._open = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Take:
+    """Dollars asked of an account. ``limit_usd`` None: they are spent, or given back (below zero),
+    whatever the budget says."""
+
+    name: Name
+    usd: float
+    limit_usd: float | None = None
+
+
+class Budgets:
+    """``hold`` before the teacher is asked."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        price: Price,
+        tasks: Sequence[Task] = (),
+        *,
+        wait_s: float = WAIT_S,
+        now: Callable[[], datetime] = utcnow,
+    ) -> None:
+        self._engine = engine
+        self._price = price
+        self._tasks = [task for task in tasks if _exists(task.budget)]
+        self._wait_s = wait_s
+        self._now = now
+        self._batches: Batches[Take, float] = Batches("budgets", self._trip)
+        self._purses: dict[Name, Purse] = {}
+        self._flushing: asyncio.Task[None] | None = None
+        self._unpriced = bool(self._tasks) and not self._priced
+        self._show_at = 0.0
+        if self._unpriced:
+            self._say_unpriced()
+
+    @property
+    def problem(self) -> str | None:
+        """What the operator should know."""
+        if self._unpriced:
+            return "budgets are not kept: teacher.price is not known"
+        return None
+
+    async def hold(
+        self, raw: bytes, *, task: Task | None = None, caller: Caller = ANYBODY
+    ) -> Hold | None:
+        """Set aside what a call with this body may cost, in every budget it falls under; None
+        where it falls under none. Raises InsufficientQuota."""
+        wanted = self._wanted(task, caller)
+        if not wanted:
+            return None
+        usd = cost_usd(self._price, guess(raw))
+        if usd is None:
+            if not self._unpriced:
+                self._unpriced = True
+                self._say_unpriced()
+            return None
+        held: list[Purse] = []
+        try:
+            for purse in wanted:
+                await self._take(purse, usd)
+                held.append(purse)
+        except BaseException:
+            Hold(held, usd).settle(0.0)
+            raise
+        return Hold(held, usd)
+
+    def start(self) -> None:
+        self._flushing = asyncio.create_task(self._flush_on())
+
+    async def stop(self) -> None:
+        """Give back what is not spent."""
+        if self._flushing is not None:
+            self._flushing.cancel()
+            await asyncio.gather(self._flushing, return_exceptions=True)
+        await asyncio.gather(
+            *(self._return(purse) for purse in self._purses.values()), return_exceptions=True
+        )
+        await self._batches.close(self._wait_s)
+
+    def _wanted(self, task: Task | None, caller: Caller) -> list[Purse]:
+        if (task is None or not _exists(task.budget)) and not caller.budgeted:
+            return []
+        now = self._now()
+        found = []
+        if task is not None:
+            account = f"task:{task.name}"
+            found += self._of(account, task.budget.daily_usd, task.budget.monthly_usd, now)
+        found += self._of(f"key:{caller.id}", caller.daily_usd, caller.monthly_usd, now)
+        return found
+
+    def _of(
+        self, account: str, daily_usd: float | None, monthly_usd: float | None, now: datetime
+    ) -> list[Purse]:
+        found = []
+        for period, limit_usd in ((_day(now), daily_usd), (_month(now), monthly_usd)):
+            if limit_usd is not None:
+                purse = self._purses.get((account, period))
+                if purse is None:
+                    purse = Purse(account=account, period=period, limit_usd=limit_usd)
+                    self._purses[purse.name] = purse
+                purse.limit_usd = limit_usd  # the key may have been given another
+                found.append(purse)
+        return found
+
+    async def _take(self, purse: Purse, usd: float) -> None:
+        """Raises InsufficientQuota."""
+        purse.used_at = time.monotonic()
+        own = min(max(purse.free_usd, 0.0), usd)
+        purse.free_usd -= own
+        short = usd - own
+        if short <= _DUST_USD:
+            return
+        taking = self._batches.send(Take(name=purse.name, usd=short, limit_usd=purse.limit_usd))
+        try:
+            async with asyncio.timeout(self._wait_s):
+                taken = await asyncio.shield(taking)
+        except (SQLAlchemyError, TimeoutError, asyncio.CancelledError) as error:
+            purse.free_usd += own
+            taking.add_done_callback(lambda done: _keep(purse, done))
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            metrics.limited_requests_total.labels(_kind(purse)).inc()
+            raise _away(purse) from None
+        if taken <= 0:
+            purse.free_usd += own
+            metrics.limited_requests_total.labels(_kind(purse)).inc()
+            raise _spent(purse)
+        purse.free_usd += taken - short
+
+    async def _flush_on(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            try:
+                await self._flush()
+            except SQLAlchemyError:
+                continue  # later; who asks for money meanwhile is told
+            except Exception:
+                logger.exception("budgets not written")
+
+    async def _flush(self) -> None:
+        now, idle = self._now(), time.monotonic() - IDLE_S
+        current = {_day(now), _month(now)}
+        for purse in list(self._purses.values()):
+            if purse.free_usd < -_DUST_USD or purse.used_at < idle:
+                await self._return(purse)
+            if purse.period not in current and purse.used_at < idle:
+                del self._purses[purse.name]
+        if self._tasks and time.monotonic() >= self._show_at:
+            self._show_at = time.monotonic() + SHOW_S
+            await asyncio.to_thread(self._show, now)
+
+    async def _return(self, purse: Purse) -> None:
+        """Tell the account what it has still to hear: dollars back, or dollars over."""
+        usd, purse.free_usd = purse.free_usd, 0.0
+        if abs(usd) <= _DUST_USD:
+            return
+        try:
+            await asyncio.shield(self._batches.send(Take(name=purse.name, usd=-usd)))
+        except BaseException:
+            # it may have been done all the same: given back twice it would be spent twice
+            purse.free_usd += min(usd, 0.0)
+            raise
+
+    def _trip(self, takes: Sequence[Take]) -> Sequence[float]:
+        """In the thread of the batches. How much each got: 0, or at least what it asked for."""
+        names = sorted({take.name for take in takes})
+        got = [0.0] * len(takes)
+        with transaction(self._engine) as connection:
+            taken = _locked(connection, names)
+            last: dict[Name, int] = {}
+            for place, take in enumerate(takes):
+                if take.limit_usd is None:
+                    taken[take.name] += take.usd
+                elif taken[take.name] + take.usd <= take.limit_usd + _DUST_USD:
+                    taken[take.name] += take.usd
+                    got[place] = take.usd
+                    last[take.name] = place
+            for name, place in last.items():
+                # a slice more, so that not every call comes here; small ones where little is left
+                limit_usd = takes[place].limit_usd or 0.0
+                extra = max(0.0, min(SLICE * limit_usd, (limit_usd - taken[name]) / 4))
+                taken[name] += extra
+                got[place] += extra
+            connection.execute(
+                update(_spending)
+                .where(
+                    _spending.c.account == bindparam("of"), _spending.c.period == bindparam("at")
+                )
+                .values(taken_usd=bindparam("usd")),
+                [{"of": name[0], "at": name[1], "usd": usd} for name, usd in taken.items()],
+            )
+        return got
+
+    def _show(self, now: datetime) -> None:
+        day, month = _day(now), _month(now)
+        with self._engine.connect() as connection:
+            statement = select(
+                _spending.c.account, _spending.c.period, _spending.c.taken_usd
+            ).where(_spending.c.period.in_((day, month)), _spending.c.account.like("task:%"))
+            taken = {(row[0], row[1]): float(row[2]) for row in connection.execute(statement)}
+        for task in self._tasks:
+            budget = task.budget
+            for period, label, limit_usd in (
+                (day, "day", budget.daily_usd),
+                (month, "month", budget.monthly_usd),
+            ):
+                if limit_usd is not None:
+                    usd = taken.get((f"task:{task.name}", period), 0.0)
+                    metrics.budget_spent_usd.labels(task.name, label).set(usd)
+                    left = max(0.0, limit_usd - usd)
+                    metrics.budget_remaining_usd.labels(task.name, label).set(left)
+
+    @property
+    def _priced(self) -> bool:
+        return self._price.input_usd is not None and self._price.output_usd is not None
+
+    def _say_unpriced(self) -> None:
+        logger.warning("budgets are not kept: teacher.price is not known")
+
+
+def _locked(connection: Connection, names: Sequence[Name]) -> dict[Name, float]:
+    """What was taken, nobody else's to change until the transaction ends; made where it is new."""
+    statement = (
+        select(_spending.c.account, _spending.c.period, _spending.c.taken_usd)
+        .where(tuple_(_spending.c.account, _spending.c.period).in_(names))
+        .order_by(_spending.c.account, _spending.c.period)
+        .with_for_update()
+    )
+    rows = connection.execute(statement).all()
+    if len(rows) < len(names):
+        found = {(row[0], row[1]) for row in rows}
+        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        connection.execute(
+            insert(_spending).on_conflict_do_nothing(),
+            [
+                {"account": account, "period": period, "taken_usd": 0.0}
+                for account, period in names
+                if (account, period) not in found
+            ],
+        )
+        rows = connection.execute(statement).all()
+    return {(row[0], row[1]): float(row[2]) for row in rows}
+
+
+def _keep(purse: Purse, done: "asyncio.Future[float]") -> None:
+    """What came too late for the call it was taken for."""
+    if not done.cancelled() and done.exception() is None:
+        purse.free_usd += done.result()
+
+
+def _exists(budget: Budget) -> bool:
+    return budget.daily_usd is not None or budget.monthly_usd is not None
+
+
+def _day(now: datetime) -> str:
+    return f"{now:%Y-%m-%d}"
+
+
+def _month(now: datetime) -> str:
+    return f"{now:%Y-%m}"
+
+
+def _kind(purse: Purse) -> str:
+    return "task_budget" if purse.account.startswith("task:") else "key_budget"
+
+
+def _whose(purse: Purse) -> str:
+    which = "monthly" if len(purse.period) == 7 else "daily"
+    of = purse.account.partition(":")[2]
+    whose = f"the task '{of}'" if purse.account.startswith("task:") else "this API key"
+    return f"{which} budget of {whose}"
+
+
+def _spent(purse: Purse) -> InsufficientQuota:
+    begins = "next month" if len(purse.period) == 7 else "at 00:00 UTC"
+    return InsufficientQuota(f"The {_whose(purse)} is spent; it begins anew {begins}.")
+
+
+def _away(purse: Purse) -> InsufficientQuota:
+    error = InsufficientQuota(
+        f"The {_whose(purse)} cannot be read: the database is away.", headers={"retry-after": "5"}
+    )
+    error.retry = True
+    return error

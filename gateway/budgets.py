@@ -81,12 +81,13 @@ class Hold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Take:
-    """Dollars asked of an account. ``limit_usd`` None: they are spent, or given back (below zero),
-    whatever the budget says."""
+    """Dollars asked of an account. ``owed_usd`` are taken whatever the budget says: they are
+    spent, or given back (below zero)."""
 
     name: Name
-    usd: float
-    limit_usd: float | None = None
+    limit_usd: float = 0.0
+    usd: float = 0.0
+    owed_usd: float = 0.0
 
 
 class Budgets:
@@ -186,27 +187,37 @@ class Budgets:
     async def _take(self, purse: Purse, usd: float) -> None:
         """Raises InsufficientQuota."""
         purse.used_at = time.monotonic()
+        if await self._try(purse, usd):
+            return
+        # others may have settled meanwhile: their change and what the account has may be enough
+        if purse.free_usd > _DUST_USD and await self._try(purse, usd):
+            return
+        metrics.limited_requests_total.labels(_kind(purse)).inc()
+        raise _spent(purse)
+
+    async def _try(self, purse: Purse, usd: float) -> bool:
+        """Take from the purse, and from the account what it lacks. False: that is not there."""
         own = min(max(purse.free_usd, 0.0), usd)
-        purse.free_usd -= own
+        owed = max(-purse.free_usd, 0.0)
+        purse.free_usd += owed - own
         short = usd - own
         if short <= _DUST_USD:
-            return
-        taking = self._batches.send(Take(name=purse.name, usd=short, limit_usd=purse.limit_usd))
+            return True
+        taking = self._batches.send(
+            Take(name=purse.name, limit_usd=purse.limit_usd, usd=short, owed_usd=owed)
+        )
         try:
             async with asyncio.timeout(self._wait_s):
                 taken = await asyncio.shield(taking)
         except (SQLAlchemyError, TimeoutError, asyncio.CancelledError) as error:
             purse.free_usd += own
-            taking.add_done_callback(lambda done: _keep(purse, done))
+            taking.add_done_callback(lambda done: _keep(purse, owed, done))
             if isinstance(error, asyncio.CancelledError):
                 raise
             metrics.limited_requests_total.labels(_kind(purse)).inc()
             raise _away(purse) from None
-        if taken <= 0:
-            purse.free_usd += own
-            metrics.limited_requests_total.labels(_kind(purse)).inc()
-            raise _spent(purse)
-        purse.free_usd += taken - short
+        purse.free_usd += taken - short if taken > 0 else own
+        return taken > 0
 
     async def _flush_on(self) -> None:
         while True:
@@ -236,7 +247,7 @@ class Budgets:
         if abs(usd) <= _DUST_USD:
             return
         try:
-            await asyncio.shield(self._batches.send(Take(name=purse.name, usd=-usd)))
+            await asyncio.shield(self._batches.send(Take(name=purse.name, owed_usd=-usd)))
         except BaseException:
             # it may have been done all the same: given back twice it would be spent twice
             purse.free_usd += min(usd, 0.0)
@@ -249,16 +260,16 @@ class Budgets:
         with transaction(self._engine) as connection:
             taken = _locked(connection, names)
             last: dict[Name, int] = {}
+            for take in takes:
+                taken[take.name] += take.owed_usd
             for place, take in enumerate(takes):
-                if take.limit_usd is None:
-                    taken[take.name] += take.usd
-                elif taken[take.name] + take.usd <= take.limit_usd + _DUST_USD:
+                if 0 < take.usd <= take.limit_usd - taken[take.name] + _DUST_USD:
                     taken[take.name] += take.usd
                     got[place] = take.usd
                     last[take.name] = place
             for name, place in last.items():
                 # a slice more, so that not every call comes here; small ones where little is left
-                limit_usd = takes[place].limit_usd or 0.0
+                limit_usd = takes[place].limit_usd
                 extra = max(0.0, min(SLICE * limit_usd, (limit_usd - taken[name]) / 4))
                 taken[name] += extra
                 got[place] += extra
@@ -323,10 +334,13 @@ def _locked(connection: Connection, names: Sequence[Name]) -> dict[Name, float]:
     return {(row[0], row[1]): float(row[2]) for row in rows}
 
 
-def _keep(purse: Purse, done: "asyncio.Future[float]") -> None:
-    """What came too late for the call it was taken for."""
+def _keep(purse: Purse, owed: float, done: "asyncio.Future[float]") -> None:
+    """What came too late for the call it was taken for; what it should have paid off is still
+    owed, where it failed."""
     if not done.cancelled() and done.exception() is None:
         purse.free_usd += done.result()
+    else:
+        purse.free_usd -= owed
 
 
 def _exists(budget: Budget) -> bool:

@@ -67,7 +67,8 @@ class Ledger:
         if decision.p_ood is not None:
             children.p_ood.observe(decision.p_ood)
         self._count_money(trip)
-        incoming.tokens = None if (used := trip.usage) is None else used.prompt + used.completion
+        if incoming.tokens_held is not None and (used := trip.usage) is not None:
+            incoming.tokens = used.prompt + used.completion
         self._store.enqueue(trip.request(sink.first_byte_at))
         logger.info(
             "answered",

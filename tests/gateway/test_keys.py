@@ -247,7 +247,7 @@ def test_known_keys_outlive_the_database_and_bad_ones_are_still_401(
         sections = {"server": {"keys": "database"}, "store": {"url": url}}
         config = configuration(tmp_path / "state", fakes, {"mode": "collect"}, **sections)
         gateway = RunningGateway(config)
-        key = make(gateway.store, "app")
+        key = make(gateway.store, "app", rpm=100, daily_usd=50.0)
         with gateway:
 
             def status(key: str) -> int:

@@ -62,6 +62,11 @@ class Purse:
     def name(self) -> Name:
         return self.account, self.period
 
+    @property
+    def kind(self) -> str:
+        """task or key"""
+        return self.account.partition(":")[0]
+
 
 @dataclass(slots=True)
 class Hold:
@@ -112,6 +117,10 @@ class Budgets:
         self._flushing: asyncio.Task[None] | None = None
         self._unpriced = bool(self._tasks) and not self._priced
         self._show_at = 0.0
+        self._refused = {
+            kind: metrics.limited_requests_total.labels(f"{kind}_budget")
+            for kind in ("task", "key")
+        }
         if self._unpriced:
             self._say_unpriced()
 
@@ -192,7 +201,7 @@ class Budgets:
         # others may have settled meanwhile: their change and what the account has may be enough
         if purse.free_usd > _DUST_USD and await self._try(purse, usd):
             return
-        metrics.limited_requests_total.labels(_kind(purse)).inc()
+        self._refused[purse.kind].inc()
         raise _spent(purse)
 
     async def _try(self, purse: Purse, usd: float) -> bool:
@@ -214,7 +223,7 @@ class Budgets:
             taking.add_done_callback(lambda done: _keep(purse, owed, done))
             if isinstance(error, asyncio.CancelledError):
                 raise
-            metrics.limited_requests_total.labels(_kind(purse)).inc()
+            self._refused[purse.kind].inc()
             raise _away(purse) from None
         purse.free_usd += taken - short if taken > 0 else own
         return taken > 0
@@ -355,14 +364,10 @@ def _month(now: datetime) -> str:
     return f"{now:%Y-%m}"
 
 
-def _kind(purse: Purse) -> str:
-    return "task_budget" if purse.account.startswith("task:") else "key_budget"
-
-
 def _whose(purse: Purse) -> str:
     which = "monthly" if len(purse.period) == 7 else "daily"
     of = purse.account.partition(":")[2]
-    whose = f"the task '{of}'" if purse.account.startswith("task:") else "this API key"
+    whose = f"the task '{of}'" if purse.kind == "task" else "this API key"
     return f"{which} budget of {whose}"
 
 

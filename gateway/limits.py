@@ -86,7 +86,7 @@ def decide(full_at: dict[str, float], now: float, ask: Ask) -> Verdict:
         want.bucket: max(full_at.get(want.bucket, 0.0), now) + want.seconds for want in ask.wants
     }
     refused = next(
-        (w for w in ask.wants if after[w.bucket] - now > MINUTE_S + _ROUNDING_S),
+        (w for w in ask.wants if w.amount and after[w.bucket] - now > MINUTE_S + _ROUNDING_S),
         None,
     )
     if refused is None:
@@ -110,6 +110,9 @@ class Limits:
         self._owed: dict[str, float] = {}
         self._flushing: asyncio.Task[None] | None = None
         self.away = False
+        self._refused = {
+            kind: metrics.limited_requests_total.labels(kind) for kind in ("requests", "tokens")
+        }
 
     async def admit(self, incoming: Incoming, sink: Sink) -> None:
         """Raises RateLimited. Either way the answer tells where the caller stands."""
@@ -121,7 +124,7 @@ class Limits:
         verdict = await self._ask(Ask(wants=wants, owed=owed))
         sink.more += headers(wants, verdict)
         if verdict.refused is not None:
-            metrics.limited_requests_total.labels(verdict.refused.kind).inc()
+            self._refused[verdict.refused.kind].inc()
             raise refusal(verdict.refused, verdict)
         incoming.tokens_held = sum(want.amount for want in wants if want.kind == "tokens")
 

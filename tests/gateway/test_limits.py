@@ -22,7 +22,7 @@ from gateway.config import Price, Task
 from gateway.errors import InsufficientQuota, RateLimited
 from gateway.estimate import guess
 from gateway.keys import Caller
-from gateway.limits import Ask, Limits, Want, decide, duration
+from gateway.limits import Ask, Limits, Want, decide, duration, refusal
 from gateway.metering import any_usage
 from gateway.pricing import Usage
 from gateway.protocol import Incoming, Sink
@@ -86,6 +86,15 @@ def test_no_stretch_of_time_holds_more_than_the_limit_and_its_refill() -> None:
             for at, amount in taken[first : first + 400]:
                 total += amount
                 assert total <= limit * (1 + (at - began) / 60) + 1e-3
+
+
+def test_what_takes_nothing_passes_a_bucket_that_is_overdrawn() -> None:
+    full_at = {"tokens": 1e9 + 500}
+    nothing, one = want(0, 60, "tokens"), want(1, 60, "tokens")
+    assert decide(full_at, 1e9, Ask(wants=(nothing,))).refused is None
+    refused = decide(full_at, 1e9, Ask(wants=(one,)))
+    assert refused.refused == one
+    assert refusal(one, refused).headers["retry-after"] == "441"
 
 
 def test_a_request_that_one_limit_refuses_costs_the_other_nothing() -> None:

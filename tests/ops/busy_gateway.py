@@ -40,7 +40,8 @@ def busy_gateway(folder: Path) -> Iterator[str]:
         FakeOpenAI(_teacher, models=("gpt-large",)) as teacher,
         FakeOpenAI(_student, models=("student-base",), strict_models=True, vllm=True) as student,
     ):
-        config = configuration(folder / "state", (teacher, student), {"audit_rate": 0.5})
+        task = {"audit_rate": 0.5, "budget": {"daily_usd": 1000.0, "monthly_usd": 9000.0}}
+        config = configuration(folder / "state", (teacher, student), task)
         _fill(config, folder)
         with _process(config, folder) as address, _traffic(f"http://{address}"):
             yield address

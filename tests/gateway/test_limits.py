@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import limits_process
 import openai
 import pytest
 from another_process import processes
@@ -446,7 +447,7 @@ def test_processes_that_race_for_one_limit_get_it_once(
     with postgres_server.database() as url:
         Store.open(url, tmp_path / "spool").close()
         rest = [(50, 40)] * 4
-        with processes("knock", (url, tmp_path / "spool"), rest) as children:
+        with processes("knock", (url, tmp_path / "spool"), rest, limits_process) as children:
             said = [child.communicate()[0].split() for child in children]
     opened = sum(int(words[0]) for words in said)
     took_s = max(float(words[2]) for words in said) - min(float(words[1]) for words in said)
@@ -459,16 +460,16 @@ def test_processes_that_race_for_one_budget_spend_it_once(
     postgres_server: Postgres, tmp_path: Path
 ) -> None:
     with postgres_server.database() as url, Store.open(url, tmp_path / "spool") as store:
-        rest = [(10.0, 60)] * 4  # 240 calls want 0.10 each, of 10 dollars
-        with processes("spend", (url, tmp_path / "spool"), rest) as children:
+        rest = [(10.0, 40)] * 4  # each can spend 3.30 of the 10 dollars: no three are enough
+        with processes("spend", (url, tmp_path / "spool"), rest, limits_process) as children:
             spent = [float(child.communicate()[0]) for child in children]
         with store.session() as session:
             (row,) = session.exec(select(Spending)).all()
     assert sum(spent) <= 10.0 + 1e-9
-    assert sum(spent) >= 9.9 - 1e-9
+    assert sum(spent) >= 9.0
     # and the account says so to the cent, once all slices are back
     assert row.taken_usd == pytest.approx(sum(spent))
-    assert len([usd for usd in spent if usd > 0]) >= 3
+    assert all(usd > 0 for usd in spent)
 
 
 # -- small things

@@ -183,7 +183,7 @@ class Budgets:
         self, account: str, daily_usd: float | None, monthly_usd: float | None, now: datetime
     ) -> list[Purse]:
         found = []
-        for period, limit_usd in ((_day(now), daily_usd), (_month(now), monthly_usd)):
+        for period, limit_usd in ((day(now), daily_usd), (month(now), monthly_usd)):
             if limit_usd is not None:
                 purse = self._purses.get((account, period))
                 if purse is None:
@@ -240,7 +240,7 @@ class Budgets:
 
     async def _flush(self) -> None:
         now, idle = self._now(), time.monotonic() - IDLE_S
-        current = {_day(now), _month(now)}
+        current = {day(now), month(now)}
         for purse in list(self._purses.values()):
             if purse.free_usd < -_DUST_USD or purse.used_at < idle:
                 await self._return(purse)
@@ -293,17 +293,17 @@ class Budgets:
         return got
 
     def _show(self, now: datetime) -> None:
-        day, month = _day(now), _month(now)
+        today, this_month = day(now), month(now)
         with self._engine.connect() as connection:
             statement = select(
                 _spending.c.account, _spending.c.period, _spending.c.taken_usd
-            ).where(_spending.c.period.in_((day, month)), _spending.c.account.like("task:%"))
+            ).where(_spending.c.period.in_((today, this_month)), _spending.c.account.like("task:%"))
             taken = {(row[0], row[1]): float(row[2]) for row in connection.execute(statement)}
         for task in self._tasks:
             budget = task.budget
             for period, label, limit_usd in (
-                (day, "day", budget.daily_usd),
-                (month, "month", budget.monthly_usd),
+                (today, "day", budget.daily_usd),
+                (this_month, "month", budget.monthly_usd),
             ):
                 if limit_usd is not None:
                     usd = taken.get((f"task:{task.name}", period), 0.0)
@@ -356,11 +356,12 @@ def _exists(budget: Budget) -> bool:
     return budget.daily_usd is not None or budget.monthly_usd is not None
 
 
-def _day(now: datetime) -> str:
+def day(now: datetime) -> str:
+    """The period's name in `Spending`."""
     return f"{now:%Y-%m-%d}"
 
 
-def _month(now: datetime) -> str:
+def month(now: datetime) -> str:
     return f"{now:%Y-%m}"
 
 

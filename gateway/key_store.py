@@ -10,19 +10,21 @@ import base64
 import logging
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from hashlib import sha256
+from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col
 
+from gateway.budgets import day, month
 from gateway.errors import ConfigError
 from gateway.ids import new_id
 from gateway.keys import PREFIX, Caller, Keys, KnownKey
 from gateway.store import Store
-from gateway.tables import ApiKey, ApiKeySecret, ApiKeyVersion, utcnow
+from gateway.tables import ApiKey, ApiKeySecret, ApiKeyVersion, Spending, utcnow
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,17 @@ def rotate(
     return key, secret
 
 
+def change(store: Store, name: str, columns: Mapping[str, Any]) -> ApiKey:
+    """Other scopes or limits for a key, by column. Raises ConfigError."""
+    with store.transaction() as session:
+        version = _next_version(session)
+        key = _named(session, name)
+        for column, value in columns.items():
+            setattr(key, column, value)
+        key.version = version
+    return key
+
+
 def revoke(store: Store, name: str) -> ApiKey:
     """End a key and all of its values at once. Raises ConfigError."""
     with store.transaction() as session:
@@ -96,6 +109,19 @@ def listed(store: Store, *, revoked: bool = False) -> list[tuple[ApiKey, list[Ap
         for row in session.scalars(select(ApiKeySecret).order_by(col(ApiKeySecret.at).desc())):
             by_key.setdefault(row.key_id, []).append(row)
         return [(key, by_key.get(key.id, [])) for key in session.scalars(keys)]
+
+
+def spent_usd(store: Store, now: datetime) -> dict[tuple[str, str], float]:
+    """Dollars taken of the budgets of keys, by id of the key and ``day`` or ``month``."""
+    labels = {day(now): "day", month(now): "month"}
+    statement = select(Spending).where(
+        col(Spending.period).in_(labels), col(Spending.account).startswith("key:")
+    )
+    with store.session() as session:
+        return {
+            (row.account.removeprefix("key:"), labels[row.period]): row.taken_usd
+            for row in session.scalars(statement)
+        }
 
 
 async def follow(keys: Keys, store: Store) -> None:
@@ -128,6 +154,8 @@ def _changes(store: Store, since: int | None) -> tuple[int, list[KnownKey]]:
         version = int(found or 0)
         if version == since:
             return version, []
+        if since is not None and version < since:
+            since = None
         key = ApiKey.metadata.tables["api_key"].c
         secret = ApiKeySecret.metadata.tables["api_key_secret"].c
         statement = select(

@@ -141,7 +141,12 @@ class Keys:
         raise InvalidKey("The API key is not known here.")
 
     def apply(self, version: int, changed: Iterable[KnownKey]) -> None:
-        """Take over what changed: all values of each key that is named."""
+        """Take over what changed: all values of each key that is named. A version before the last
+        one is another database, or one put back from a backup: then these are all there are."""
+        if self.version is not None and version < self.version:
+            for gone in [hash for hashes in self._hashes.values() for hash in hashes]:
+                self._known.pop(gone, None)
+            self._hashes.clear()
         by_key: dict[str, list[KnownKey]] = {}
         for value in changed:
             by_key.setdefault(value.caller.id, []).append(value)

@@ -2,13 +2,16 @@
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gateway.store import Store
     from gateway.tables import ApiKey, ApiKeySecret
+
+#: columns of the key
+LIMITS = ("rpm", "tpm", "daily_usd", "monthly_usd")
 
 
 def add_keys(
@@ -45,15 +48,11 @@ def add_keys(
         "--may-route", action="store_true", help="it may choose the route (x-retort-route)"
     )
     create.add_argument("--admin", action="store_true", help="it may use /admin/")
-    create.add_argument("--rpm", type=_count, metavar="N", help="requests per minute")
-    create.add_argument("--tpm", type=_count, metavar="N", help="tokens per minute")
-    create.add_argument(
-        "--daily-usd", type=_dollars, metavar="X", help="what the teacher may cost in a day of UTC"
-    )
-    create.add_argument(
-        "--monthly-usd", type=_dollars, metavar="X", help="what it may cost in a month of UTC"
-    )
+    _add_limits(create)
     create.add_argument("--expires", type=_span, metavar="DAYS", help="when it ends by itself")
+    change = add("change", _change, "give a key other limits, within two seconds")
+    change.add_argument("key", metavar="NAME", help="name of the key")
+    _add_limits(change)
     show = add("list", _list, "list the keys, their scopes and limits")
     show.add_argument("--revoked", action="store_true", help="also those that were revoked")
     rotate = add("rotate", _rotate, "give a key a new value and print it, this once")
@@ -70,6 +69,23 @@ def add_keys(
     revoke.add_argument("key", metavar="NAME", help="name of the key")
 
 
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    for name, kind, metavar, help in (
+        ("--rpm", _count, "N", "requests per minute"),
+        ("--tpm", _count, "N", "tokens per minute"),
+        ("--daily-usd", _dollars, "X", "what the teacher may cost in a day of UTC"),
+        ("--monthly-usd", _dollars, "X", "what the teacher may cost in a month of UTC"),
+    ):
+        parser.add_argument(
+            name, type=kind, metavar=metavar, help=f"{help}, or none", default=argparse.SUPPRESS
+        )
+
+
+def _limits(args: argparse.Namespace) -> dict[str, float | None]:
+    """Those that were given."""
+    return {name: value for name, value in vars(args).items() if name in LIMITS}
+
+
 def _create(args: argparse.Namespace) -> int:
     from gateway import key_store
     from gateway.config import load
@@ -84,8 +100,8 @@ def _create(args: argparse.Namespace) -> int:
         names = [config.task(name).name for name in args.task]
         key.tasks = sorted({*names, UNCLAIMED} if args.unclaimed else set(names))
     key.may_route, key.admin = args.may_route, args.admin
-    key.rpm, key.tpm = args.rpm, args.tpm
-    key.daily_usd, key.monthly_usd = args.daily_usd, args.monthly_usd
+    for name, value in _limits(args).items():
+        setattr(key, name, value)
     key.expires_at = _in_days(args.expires)
     with _store(args) as store:
         secret = key_store.create(store, key)
@@ -94,12 +110,28 @@ def _create(args: argparse.Namespace) -> int:
     return 0
 
 
+def _change(args: argparse.Namespace) -> int:
+    from gateway import key_store
+    from gateway.errors import ConfigError
+
+    given = _limits(args)
+    if not given:
+        raise ConfigError("nothing to change: give a limit, such as --rpm 60 or --rpm none")
+    with _store(args) as store:
+        key = key_store.change(store, args.key, given)
+    print(f"changed: {key.name} ({key.id})")
+    return 0
+
+
 def _list(args: argparse.Namespace) -> int:
     from gateway import key_store
+    from gateway.tables import utcnow
 
+    now = utcnow()
     with _store(args) as store:
+        spent = key_store.spent_usd(store, now)
         for key, secrets in key_store.listed(store, revoked=args.revoked):
-            print(_line(key, secrets))
+            print(_line(key, secrets, spent, now))
     return 0
 
 
@@ -122,10 +154,12 @@ def _revoke(args: argparse.Namespace) -> int:
     return 0
 
 
-def _line(key: "ApiKey", secrets: "list[ApiKeySecret]") -> str:
-    from gateway.tables import utcnow
-
-    now = utcnow()
+def _line(
+    key: "ApiKey",
+    secrets: "list[ApiKeySecret]",
+    spent: Mapping[tuple[str, str], float],
+    now: datetime,
+) -> str:
     words = [f"{key.name:<20}", f"{key.id}"]
     for secret in secrets:
         if secret.expires_at is None:
@@ -134,9 +168,10 @@ def _line(key: "ApiKey", secrets: "list[ApiKeySecret]") -> str:
             words.append(f"{secret.shown}… until {secret.expires_at:%Y-%m-%d %H:%M}")
     words.append(f"tasks={','.join(key.tasks)}" if key.tasks is not None else "tasks=all")
     words += [name for name, given in (("may-route", key.may_route), ("admin", key.admin)) if given]
-    for name in ("rpm", "tpm", "daily_usd", "monthly_usd"):
+    words += [f"{name}={value}" for name in ("rpm", "tpm") if (value := getattr(key, name))]
+    for name, period in (("daily_usd", "day"), ("monthly_usd", "month")):
         if (value := getattr(key, name)) is not None:
-            words.append(f"{name}={value:g}")
+            words.append(f"{name}={spent.get((key.id, period), 0.0):.2f}/{value:g}")
     if key.revoked_at is not None:
         words.append(f"revoked {key.revoked_at:%Y-%m-%d %H:%M}")
     elif key.expires_at is not None:
@@ -166,14 +201,18 @@ def _in_days(days: float | None) -> datetime | None:
     return None if days is None else utcnow() + timedelta(days=days)
 
 
-def _count(text: str) -> int:
+def _count(text: str) -> int | None:
+    if text == "none":
+        return None
     value = int(text)
     if not 0 < value < 2**31:
         raise argparse.ArgumentTypeError("must be a whole number above 0")
     return value
 
 
-def _dollars(text: str) -> float:
+def _dollars(text: str) -> float | None:
+    if text == "none":
+        return None
     value = float(text)
     if not (math.isfinite(value) and value >= 0):
         raise argparse.ArgumentTypeError("must be a number of dollars, 0 or more")

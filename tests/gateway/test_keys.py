@@ -147,6 +147,26 @@ def test_only_what_changed_is_read_again(store: Store) -> None:
             keys.check(f"Bearer {gone}")
 
 
+def test_a_database_put_back_from_a_backup_is_believed(store: Store) -> None:
+    kept = make(store, "kept")
+    keys = snapshot(store)
+    # made after the backup, and so not in it
+    keys.apply(99, [KnownKey(sha256=sha256(b"rk-later").digest(), caller=Caller(id="later"))])
+    assert keys.check("Bearer rk-later").id == "later"
+    asyncio.run(key_store.refresh(keys, store))
+    assert keys.check(f"Bearer {kept}").name == "kept"
+    with pytest.raises(InvalidKey):
+        keys.check("Bearer rk-later")
+
+
+def test_changed_limits_reach_the_gateways(store: Store) -> None:
+    key = make(store, "app", rpm=1)
+    keys = snapshot(store)
+    key_store.change(store, "app", {"rpm": 7})
+    asyncio.run(key_store.refresh(keys, store))
+    assert keys.check(f"Bearer {key}").rpm == 7
+
+
 def test_two_keys_in_use_never_share_a_name(store: Store) -> None:
     make(store, "app")
     with pytest.raises(ConfigError, match="there is a key named 'app'"):

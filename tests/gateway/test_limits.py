@@ -330,6 +330,10 @@ def test_a_keys_budget_covers_tasks_and_unclaimed_traffic_and_counts_true_costs(
     assert key.send(UNCLAIMED | {"max_tokens": 1_000})[0] == 429
     # what is not the teacher's work is free
     assert key.client.models.list().data
+    # and the operator sees it, by key
+    with Store.open(f"sqlite:///{tmp_path / 'keys.db'}", tmp_path / "spool") as store:
+        spent = key_store.spent_usd(store, datetime.now(UTC))
+    assert sum(spent.values()) == pytest.approx(6 * CALL_USD, rel=0.3)
 
 
 def test_a_budget_without_a_price_is_told_of(

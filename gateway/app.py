@@ -23,6 +23,7 @@ from gateway.ledger import Ledger
 from gateway.limits import Limits
 from gateway.parts import Parts
 from gateway.poller import Poller
+from gateway.pricing import cost_usd
 from gateway.store import Store
 from gateway.upstream import Upstream
 
@@ -56,7 +57,9 @@ def create_app(config: Config, *, store: Store | None = None) -> FastAPI:
     if store is None:
         store = Store.open(config.database_url, config.state / "spool", config.store.commit_ms)
     ledger = Ledger(store)
-    budgets = Budgets(store.engine, config.teacher.price, config.tasks)
+    budgets = Budgets(
+        store.engine, lambda usage, model: cost_usd(config.teacher.price, usage), config.tasks
+    )
     parts = Parts(
         config=config,
         keys=keys,

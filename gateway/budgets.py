@@ -21,12 +21,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway import metrics
 from gateway.batches import Batches
-from gateway.config import Budget, Price, Task
+from gateway.config import Budget, Task
 from gateway.database import transaction
 from gateway.errors import InsufficientQuota
-from gateway.estimate import guess
+from gateway.estimate import guess, model_named
 from gateway.keys import ANYBODY, Caller
-from gateway.pricing import cost_usd
+from gateway.pricing import Usage
 from gateway.tables import Spending, utcnow
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ _DUST_USD = 1e-12
 _spending = Spending.metadata.tables["spending"]
 
 Name = tuple[str, str]
+#: dollars for a usage of a model, None where they are unknown
+Cost = Callable[[Usage, str], float | None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -101,28 +103,28 @@ class Budgets:
     def __init__(
         self,
         engine: Engine,
-        price: Price,
+        cost: Cost,
         tasks: Sequence[Task] = (),
         *,
         wait_s: float = WAIT_S,
         now: Callable[[], datetime] = utcnow,
     ) -> None:
         self._engine = engine
-        self._price = price
+        self.cost = cost
         self._tasks = [task for task in tasks if _exists(task.budget)]
         self._wait_s = wait_s
         self._now = now
         self._batches: Batches[Take, float] = Batches("budgets", self._trip)
         self._purses: dict[Name, Purse] = {}
         self._flushing: asyncio.Task[None] | None = None
-        self._unpriced = bool(self._tasks) and not self._priced
+        self._unpriced = False
         self._show_at = 0.0
         self._refused = {
             kind: metrics.limited_requests_total.labels(f"{kind}_budget")
             for kind in ("task", "key")
         }
-        if self._unpriced:
-            self._say_unpriced()
+        if self._tasks:
+            self._priced(cost(Usage(prompt=1, completion=1), ""))
 
     @property
     def problem(self) -> str | None:
@@ -139,11 +141,8 @@ class Budgets:
         wanted = self._wanted(task, caller)
         if not wanted:
             return None
-        usd = cost_usd(self._price, guess(raw))
+        usd = self._priced(self.cost(guess(raw), model_named(raw)))
         if usd is None:
-            if not self._unpriced:
-                self._unpriced = True
-                self._say_unpriced()
             return None
         held: list[Purse] = []
         try:
@@ -311,12 +310,11 @@ class Budgets:
                     left = max(0.0, limit_usd - usd)
                     metrics.budget_remaining_usd.labels(task.name, label).set(left)
 
-    @property
-    def _priced(self) -> bool:
-        return self._price.input_usd is not None and self._price.output_usd is not None
-
-    def _say_unpriced(self) -> None:
-        logger.warning("budgets are not kept: teacher.price is not known")
+    def _priced(self, usd: float | None) -> float | None:
+        if usd is None and not self._unpriced:
+            logger.warning("budgets are not kept: teacher.price is not known")
+        self._unpriced = usd is None
+        return usd
 
 
 def _locked(connection: Connection, names: Sequence[Name]) -> dict[Name, float]:

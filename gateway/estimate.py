@@ -16,6 +16,7 @@ FILE_TOKENS = 1000
 _MAX_TOKENS = re.compile(
     rb'"(?:max_tokens|max_completion_tokens|max_output_tokens)"\s*:\s*(\d{1,9})'
 )
+_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 _CHOICES = re.compile(rb'"n"\s*:\s*(\d{1,3})\b')
 _FILE = re.compile(rb'(?:;base64,|"data"\s*:\s*")([A-Za-z0-9+/=]{1000,})')
 
@@ -33,3 +34,9 @@ def guess(raw: bytes) -> Usage:
         prompt=(len(raw) - size) // BYTES_PER_TOKEN + files * FILE_TOKENS,
         completion=(max(named) if named else ANSWER_TOKENS) * max(1, choices),
     )
+
+
+def model_named(raw: bytes) -> str:
+    """The model a request's body names, not parsed either; empty where it names none."""
+    found = _MODEL.search(raw)
+    return "" if found is None else found[1].decode("utf-8", "replace")

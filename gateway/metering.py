@@ -7,9 +7,8 @@ from typing import Any
 import orjson
 
 from gateway.budgets import Budgets, Hold
-from gateway.config import Price
-from gateway.estimate import guess
-from gateway.pricing import Usage, cost_usd
+from gateway.estimate import guess, model_named
+from gateway.pricing import Usage
 from gateway.protocol import Incoming
 
 #: an answer longer than this is not read for its usage
@@ -22,14 +21,15 @@ async def metered(budgets: Budgets, incoming: Incoming) -> "Meter | None":
     if incoming.method != "POST" or (caller.tpm is None and not caller.budgeted):
         return None
     hold = await budgets.hold(incoming.raw, caller=caller)
-    return Meter(guess(incoming.raw), hold)
+    return Meter(budgets, guess(incoming.raw), hold)
 
 
 class Meter:
     """``feed`` it the answer, ``settle`` at its end. A stream that tells no usage is counted,
     about one token an event: it was not asked for usage, and must not be free for that."""
 
-    def __init__(self, guessed: Usage, hold: Hold | None) -> None:
+    def __init__(self, budgets: Budgets, guessed: Usage, hold: Hold | None) -> None:
+        self._budgets = budgets
         self._guessed = guessed
         self._hold = hold
         self._rest = bytearray()
@@ -50,7 +50,7 @@ class Meter:
             self._too_long = True
             self._rest.clear()
 
-    def settle(self, incoming: Incoming, price: Price, status: int) -> None:
+    def settle(self, incoming: Incoming, status: int) -> None:
         """``status`` as it is counted: 499 where the client left."""
         usage = self.usage()
         if usage is not None:
@@ -58,7 +58,10 @@ class Meter:
         if self._hold is not None:
             # an error costs nothing; the teacher may have gone on working after a timeout
             free = status >= 400 and status not in (499, 504) and usage is None
-            self._hold.settle(0.0 if free else cost_usd(price, usage))
+            self._hold.settle(0.0 if free else self._cost(usage, incoming.raw))
+
+    def _cost(self, usage: Usage | None, raw: bytes) -> float | None:
+        return None if usage is None else self._budgets.cost(usage, model_named(raw))
 
     def usage(self) -> Usage | None:
         """None where it is not told."""

@@ -46,7 +46,7 @@ async def pass_through(
         raise
     finally:
         if meter is not None:
-            meter.settle(incoming, parts.config.teacher.price, status)
+            meter.settle(incoming, status)
         duration_s = time.perf_counter() - incoming.arrived
         labels = (Reason.UNCLAIMED.value, str(status), "true" if stream else "false")
         metrics.requests_total.labels(_TASK, _ROUTE, *labels).inc()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.budgets import Budgets
-from gateway.config import Price, Task
+from gateway.config import Task
 from gateway.errors import InsufficientQuota, RateLimited
 from gateway.keys import Caller
 from gateway.limits import Limits
@@ -48,7 +48,7 @@ async def knock(store: Store, limit: int, count: int) -> None:
 
 
 async def spend(store: Store, usd: float, count: int) -> None:
-    budgets = Budgets(store.engine, Price(input_usd=0.0, output_usd=10.0), wait_s=60)
+    budgets = Budgets(store.engine, lambda usage, model: usage.completion * 1e-5, wait_s=60)
     task = Task.model_validate(
         {"name": TASK, "claim": {"model": ["m"]}, "budget": {"daily_usd": usd}}
     )

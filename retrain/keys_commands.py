@@ -171,7 +171,7 @@ def _line(
     words += [f"{name}={value}" for name in ("rpm", "tpm") if (value := getattr(key, name))]
     for name, period in (("daily_usd", "day"), ("monthly_usd", "month")):
         if (value := getattr(key, name)) is not None:
-            words.append(f"{name}={spent.get((key.id, period), 0.0):.2f}/{value:g}")
+            words.append(f"{name}={spent.get((key.id, period), 0.0):.4g}/{value:g}")
     if key.revoked_at is not None:
         words.append(f"revoked {key.revoked_at:%Y-%m-%d %H:%M}")
     elif key.expires_at is not None:

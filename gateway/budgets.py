@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -162,9 +163,10 @@ class Budgets:
         if self._flushing is not None:
             self._flushing.cancel()
             await asyncio.gather(self._flushing, return_exceptions=True)
-        await asyncio.gather(
-            *(self._return(purse) for purse in self._purses.values()), return_exceptions=True
-        )
+        returns = [self._return(purse) for purse in self._purses.values()]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._wait_s):
+                await asyncio.gather(*returns, return_exceptions=True)
         await self._batches.close(self._wait_s)
 
     def _wanted(self, task: Task | None, caller: Caller) -> list[Purse]:

@@ -243,17 +243,20 @@ class Budgets:
         now, idle = self._now(), time.monotonic() - IDLE_S
         current = {day(now), month(now)}
         for purse in list(self._purses.values()):
-            if purse.free_usd < -_DUST_USD or purse.used_at < idle:
-                await self._return(purse)
+            # calls that cost less than was held for them can leave more than a slice here
+            keep = 0.0 if purse.used_at < idle else SLICE * purse.limit_usd
+            if purse.free_usd < 0.0 or purse.free_usd > 2 * keep:
+                await self._return(purse, keep)
             if purse.period not in current and purse.used_at < idle:
                 del self._purses[purse.name]
         if self._tasks and time.monotonic() >= self._show_at:
             self._show_at = time.monotonic() + SHOW_S
             await asyncio.to_thread(self._show, now)
 
-    async def _return(self, purse: Purse) -> None:
+    async def _return(self, purse: Purse, keep: float = 0.0) -> None:
         """Tell the account what it has still to hear: dollars back, or dollars over."""
-        usd, purse.free_usd = purse.free_usd, 0.0
+        usd = purse.free_usd - (keep if purse.free_usd > keep else 0.0)
+        purse.free_usd -= usd
         if abs(usd) <= _DUST_USD:
             return
         try:

@@ -401,6 +401,23 @@ async def test_what_a_gateway_does_not_spend_it_gives_back(store: Store) -> None
     await other.stop()
 
 
+async def test_what_was_held_and_not_spent_is_others_soon(store: Store) -> None:
+    one, other = (Budgets(store.engine, price, wait_s=20) for _ in range(2))
+    of = task(daily_usd=1.0)
+    one.start()
+    for hold in await holds(one, 10, task=of):
+        hold.settle(0.01)
+    made: list[Hold] = []
+    for _ in range(200):
+        made += await holds(other, 1, task=of)
+        if len(made) == 8:
+            break
+        await asyncio.sleep(0.05)
+    assert len(made) == 8  # of 0.90, all but the slice in use
+    await one.stop()
+    await other.stop()
+
+
 async def test_all_budgets_of_a_call_are_charged_or_none(store: Store) -> None:
     budgets = Budgets(store.engine, price, wait_s=20)
     rich, poor = task(daily_usd=100.0), Caller(id="key-1", daily_usd=0.05)

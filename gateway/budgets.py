@@ -13,27 +13,24 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
-from sqlalchemy import Connection, Engine, bindparam, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway import metrics
 from gateway.batches import Batches
 from gateway.config import Budget, Task
-from gateway.database import transaction
 from gateway.errors import InsufficientQuota
 from gateway.estimate import guess, model_named
 from gateway.keys import ANYBODY, Caller
 from gateway.pricing import Usage
+from gateway.purses import DUST_USD, SLICE, Hold, Name, Purse, Take, day, month, take_all
 from gateway.tables import Spending, utcnow
 
 logger = logging.getLogger(__name__)
 
-#: a slice is at most this share of the budget
-SLICE = 0.01
 #: how long a request waits for the database
 WAIT_S = 2.0
 FLUSH_S = 1.0
@@ -41,61 +38,10 @@ FLUSH_S = 1.0
 IDLE_S = 10.0
 #: how often the tasks' budgets are read for the metrics
 SHOW_S = 10.0
-#: of rounding, in dollars
-_DUST_USD = 1e-12
 _spending = Spending.metadata.tables["spending"]
 
-Name = tuple[str, str]
 #: dollars for a usage of a model, None where they are unknown
 Cost = Callable[[Usage, str], float | None]
-
-
-@dataclass(slots=True, kw_only=True)
-class Purse:
-    """What this process has taken of one budget in one period. ``free_usd`` below zero: calls
-    cost more than was held for them, which the account has still to be told."""
-
-    account: str
-    period: str
-    limit_usd: float
-    free_usd: float = 0.0
-    used_at: float = 0.0
-
-    @property
-    def name(self) -> Name:
-        return self.account, self.period
-
-    @property
-    def kind(self) -> str:
-        """task or key"""
-        return self.account.partition(":")[0]
-
-
-@dataclass(slots=True)
-class Hold:
-    """Dollars set aside for one call. ``settle`` it with what the call cost; None: nobody knows,
-    and the estimate stands. Only the first time counts."""
-
-    purses: Sequence[Purse]
-    usd: float
-    _open: bool = True
-
-    def settle(self, cost: float | None) -> None:
-        if self._open and cost is not None:
-            for purse in self.purses:
-                purse.free_usd += self.usd - cost
-        self._open = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Take:
-    """Dollars asked of an account. ``owed_usd`` are taken whatever the budget says: they are
-    spent, or given back (below zero)."""
-
-    name: Name
-    limit_usd: float = 0.0
-    usd: float = 0.0
-    owed_usd: float = 0.0
 
 
 class Budgets:
@@ -115,7 +61,7 @@ class Budgets:
         self._tasks = [task for task in tasks if _exists(task.budget)]
         self._wait_s = wait_s
         self._now = now
-        self._batches: Batches[Take, float] = Batches("budgets", self._trip)
+        self._batches: Batches[Take, float] = Batches("budgets", partial(take_all, engine))
         self._purses: dict[Name, Purse] = {}
         self._flushing: asyncio.Task[None] | None = None
         self._unpriced = False
@@ -200,7 +146,7 @@ class Budgets:
         if await self._try(purse, usd):
             return
         # others may have settled meanwhile: their change and what the account has may be enough
-        if purse.free_usd > _DUST_USD and await self._try(purse, usd):
+        if purse.free_usd > DUST_USD and await self._try(purse, usd):
             return
         self._refused[purse.kind].inc()
         raise _spent(purse)
@@ -211,7 +157,7 @@ class Budgets:
         owed = max(-purse.free_usd, 0.0)
         purse.free_usd += owed - own
         short = usd - own
-        if short <= _DUST_USD:
+        if short <= DUST_USD:
             return True
         taking = self._batches.send(
             Take(name=purse.name, limit_usd=purse.limit_usd, usd=short, owed_usd=owed)
@@ -257,7 +203,7 @@ class Budgets:
         """Tell the account what it has still to hear: dollars back, or dollars over."""
         usd = purse.free_usd - (keep if purse.free_usd > keep else 0.0)
         purse.free_usd -= usd
-        if abs(usd) <= _DUST_USD:
+        if abs(usd) <= DUST_USD:
             return
         try:
             await asyncio.shield(self._batches.send(Take(name=purse.name, owed_usd=-usd)))
@@ -265,36 +211,6 @@ class Budgets:
             # it may have been done all the same: given back twice it would be spent twice
             purse.free_usd += min(usd, 0.0)
             raise
-
-    def _trip(self, takes: Sequence[Take]) -> Sequence[float]:
-        """In the thread of the batches. How much each got: 0, or at least what it asked for."""
-        names = sorted({take.name for take in takes})
-        got = [0.0] * len(takes)
-        with transaction(self._engine) as connection:
-            taken = _locked(connection, names)
-            last: dict[Name, int] = {}
-            for take in takes:
-                taken[take.name] += take.owed_usd
-            for place, take in enumerate(takes):
-                if 0 < take.usd <= take.limit_usd - taken[take.name] + _DUST_USD:
-                    taken[take.name] += take.usd
-                    got[place] = take.usd
-                    last[take.name] = place
-            for name, place in last.items():
-                # a slice more, so that not every call comes here; small ones where little is left
-                limit_usd = takes[place].limit_usd
-                extra = max(0.0, min(SLICE * limit_usd, (limit_usd - taken[name]) / 4))
-                taken[name] += extra
-                got[place] += extra
-            connection.execute(
-                update(_spending)
-                .where(
-                    _spending.c.account == bindparam("of"), _spending.c.period == bindparam("at")
-                )
-                .values(taken_usd=bindparam("usd")),
-                [{"of": name[0], "at": name[1], "usd": usd} for name, usd in taken.items()],
-            )
-        return got
 
     def _show(self, now: datetime) -> None:
         today, this_month = day(now), month(now)
@@ -322,30 +238,6 @@ class Budgets:
         return usd
 
 
-def _locked(connection: Connection, names: Sequence[Name]) -> dict[Name, float]:
-    """What was taken, nobody else's to change until the transaction ends; made where it is new."""
-    statement = (
-        select(_spending.c.account, _spending.c.period, _spending.c.taken_usd)
-        .where(tuple_(_spending.c.account, _spending.c.period).in_(names))
-        .order_by(_spending.c.account, _spending.c.period)
-        .with_for_update()
-    )
-    rows = connection.execute(statement).all()
-    if len(rows) < len(names):
-        found = {(row[0], row[1]) for row in rows}
-        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        connection.execute(
-            insert(_spending).on_conflict_do_nothing(),
-            [
-                {"account": account, "period": period, "taken_usd": 0.0}
-                for account, period in names
-                if (account, period) not in found
-            ],
-        )
-        rows = connection.execute(statement).all()
-    return {(row[0], row[1]): float(row[2]) for row in rows}
-
-
 def _keep(purse: Purse, owed: float, done: "asyncio.Future[float]") -> None:
     """What came too late for the call it was taken for; what it should have paid off is still
     owed, where it failed."""
@@ -357,15 +249,6 @@ def _keep(purse: Purse, owed: float, done: "asyncio.Future[float]") -> None:
 
 def _exists(budget: Budget) -> bool:
     return budget.daily_usd is not None or budget.monthly_usd is not None
-
-
-def day(now: datetime) -> str:
-    """The period's name in `Spending`."""
-    return f"{now:%Y-%m-%d}"
-
-
-def month(now: datetime) -> str:
-    return f"{now:%Y-%m}"
 
 
 def _whose(purse: Purse) -> str:

@@ -19,10 +19,10 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col
 
-from gateway.budgets import day, month
 from gateway.errors import ConfigError
 from gateway.ids import new_id
 from gateway.keys import PREFIX, Caller, Keys, KnownKey
+from gateway.purses import day, month
 from gateway.store import Store
 from gateway.tables import ApiKey, ApiKeySecret, ApiKeyVersion, Spending, utcnow
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import orjson
 
-from gateway.budgets import Budgets, Hold
+from gateway.budgets import Budgets
 from gateway.estimate import guess, model_named
 from gateway.pricing import Usage
 from gateway.protocol import Incoming
+from gateway.purses import Hold
 
 #: an answer longer than this is not read for its usage
 MOST_BYTES = 16_000_000

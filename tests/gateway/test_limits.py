@@ -18,15 +18,17 @@ from sqlmodel import select
 from triage import BODY, Start
 
 from gateway import key_store
-from gateway.budgets import Budgets, Hold
+from gateway.buckets import Ask, Want, decide, duration, refusal
+from gateway.budgets import Budgets
 from gateway.config import Task
 from gateway.errors import InsufficientQuota, RateLimited
 from gateway.estimate import guess, model_named
 from gateway.keys import Caller
-from gateway.limits import Ask, Limits, Want, decide, duration, refusal
+from gateway.limits import Limits
 from gateway.metering import any_usage
 from gateway.pricing import Usage
 from gateway.protocol import Incoming, Sink
+from gateway.purses import Hold
 from gateway.store import Store
 from gateway.tables import RateBucket, Spending
 

@@ -1,6 +1,7 @@
 """The overview: is it up, is it fast, who answers and why, is the promise kept, what does it cost,
 does the loop turn."""
 
+import limits
 import loop
 import traffic
 import trust
@@ -129,6 +130,7 @@ def overview() -> Json:
             trust.quality(),
             trust.release(),
             loop.money(),
+            limits.limits(),
             traffic.upstreams(),
             loop.nights(),
         ],

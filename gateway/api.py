@@ -21,6 +21,7 @@ from gateway.errors import (
     UpstreamRefused,
 )
 from gateway.ids import new_id
+from gateway.keys import UNCLAIMED
 from gateway.parts import Parts
 from gateway.passthrough import Broken, pass_through
 from gateway.protocol import Gone, Incoming, Sink, read_body, read_chat
@@ -73,6 +74,8 @@ class Served:
         try:
             if not self._public:
                 incoming.caller = parts.keys.check(incoming.headers.get("authorization"))
+                if incoming.path.startswith("/admin/"):
+                    incoming.caller.require_admin()
             if incoming.method not in self._methods:
                 raise MethodNotAllowed(
                     f"{incoming.method} is not possible here.",
@@ -80,6 +83,8 @@ class Served:
                 )
             limit = parts.config.server.max_body_bytes
             incoming.raw = await read_body(scope, receive, limit)
+            if incoming.caller.limited:
+                await parts.limits.admit(incoming, sink)
             await attended(self._work(parts, incoming, sink), receive, sink)
         except GatewayError as error:
             if not isinstance(error, InvalidKey):
@@ -93,6 +98,8 @@ class Served:
             await sink.fail(GatewayError("The gateway has a bug; its log says more."))
         finally:
             metrics.inflight.dec()
+            if incoming.tokens_held is not None:
+                parts.limits.settle(incoming, sink.status)
 
 
 async def attended(work: Awaitable[None], receive: Receive, sink: Sink) -> None:
@@ -140,23 +147,29 @@ async def chat_completions(parts: Parts, incoming: Incoming, sink: Sink) -> None
 
 
 async def list_models(parts: Parts, incoming: Incoming, sink: Sink) -> None:
-    """The teacher's models and the tasks; without a teacher, the tasks alone."""
+    """The teacher's models and the tasks; without a teacher, the tasks alone. A key for some tasks
+    sees no more than it may ask for."""
+    caller = incoming.caller
+    listed = await teacher_models(parts, incoming) if caller.may_use(UNCLAIMED) else []
+    known = {model.get("id") for model in listed}
+    tasks = [_model(name) for name in parts.lanes if name not in known and caller.may_use(name)]
+    await sink.json(200, {"object": "list", "data": [*listed, *tasks]})
+
+
+async def teacher_models(parts: Parts, incoming: Incoming) -> list[dict[str, Any]]:
     try:
         body = await parts.teacher.get_json("/models", parts.teacher.headers(incoming.headers))
-        listed = body.get("data") or []
+        return body.get("data") or []
     except GatewayError as error:
         client_error = isinstance(error, UpstreamRefused) and error.status in (401, 403)
         if client_error or not parts.lanes:
             raise
-        listed = []
-    known = {model.get("id") for model in listed}
-    tasks = [_model(name) for name in parts.lanes if name not in known]
-    await sink.json(200, {"object": "list", "data": [*listed, *tasks]})
+        return []
 
 
 async def one_model(parts: Parts, incoming: Incoming, sink: Sink) -> None:
     name = incoming.path.removeprefix("/v1/models/")
-    if incoming.method == "GET" and name in parts.lanes:
+    if incoming.method == "GET" and name in parts.lanes and incoming.caller.may_use(name):
         await sink.json(200, _model(name))
         return
     await pass_through(parts, incoming, sink)

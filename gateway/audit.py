@@ -6,7 +6,8 @@ import time
 
 import orjson
 
-from gateway.errors import GatewayError
+from gateway.budgets import Budgets
+from gateway.errors import GatewayError, UpstreamTimeout
 from gateway.ledger import Ledger
 from gateway.pricing import read_usage
 from gateway.protocol import Body, Chat
@@ -24,8 +25,9 @@ class Auditor:
     """A bounded queue and a few workers. An audit that finds no place, or no teacher, is counted
     as failed and leaves no row: the sample gets smaller, not crooked."""
 
-    def __init__(self, teacher: Upstream, ledger: Ledger) -> None:
+    def __init__(self, teacher: Upstream, ledger: Ledger, budgets: Budgets) -> None:
         self._teacher = teacher
+        self._budgets = budgets
         self._ledger = ledger
         self._queue: asyncio.Queue[Trip] = asyncio.Queue(WAITING)
         self._workers: list[asyncio.Task[None]] = []
@@ -66,10 +68,15 @@ class Auditor:
         for name in ("stream", "stream_options"):
             body.pop(name, None)
         sent = self._teacher.headers(trip.incoming.headers)
+        hold = None
         started = time.perf_counter()
         try:
+            # the task's budget and not the key's: the audit serves the certificate
+            hold = await self._budgets.hold(trip.incoming.raw, task=trip.lane.task)
             reply = await self._teacher.ask(orjson.dumps(body), sent)
         except GatewayError as error:
+            if hold is not None:
+                hold.settle(None if isinstance(error, UpstreamTimeout) else 0.0)
             trip.lane.metrics.audits[("failed",)].inc()
             extra = {"request_id": trip.incoming.id, "error": str(error)}
             logger.warning("audit failed", extra=extra)
@@ -84,6 +91,8 @@ class Auditor:
         )
         children, line = trip.lane.metrics, trip.audit_line()
         self._ledger.enter(line)
+        if hold is not None:
+            hold.settle(line.teacher_usd)
         if trip.teacher_usage is not None:
             children.tokens[(Route.TEACHER.value, "input")].inc(trip.teacher_usage.prompt)
             children.tokens[(Route.TEACHER.value, "output")].inc(trip.teacher_usage.completion)

@@ -69,6 +69,8 @@ class Server(Section):
     """Port to bind; 0 takes any free one."""
     api_keys_env: str | None = None
     """Environment variable with the accepted client keys, comma-separated; none: no key needed."""
+    keys: Literal["env", "database"] = "env"
+    """database: the keys made by `retort keys` are accepted too, and a key is always needed."""
     max_body_bytes: int = Field(default=20_000_000, gt=0)
     """Larger request bodies are refused with 413."""
     drain_s: Positive = 30.0
@@ -132,6 +134,8 @@ class Claim(Section):
     """How the system prompt begins."""
     system_regex: str | None = None
     """Regular expression searched in the system prompt."""
+    key: list[str] = []
+    """Names of API keys (`retort keys`)."""
     system_sha256: str | None = None
     """SHA-256 (hex) of the system prompt, for prompts too long to repeat here."""
     metadata: dict[str, str] = {}
@@ -351,6 +355,15 @@ class CacheSection(Section):
     """Most memory for them."""
 
 
+class Budget(Section):
+    """Dollars the teacher may cost in a period of UTC, audits included, over all gateways."""
+
+    daily_usd: float | None = Field(default=None, ge=0)
+    """In a day; null: no bound."""
+    monthly_usd: float | None = Field(default=None, ge=0)
+    """In a month; null: no bound."""
+
+
 class Task(Section):
     """One narrow job with its own student, router and contract."""
 
@@ -373,6 +386,8 @@ class Task(Section):
     """Share of ordinary traffic the out-of-distribution gate may turn away by mistake."""
     on_teacher_down: Literal["error", "degraded"] = "error"
     """degraded: serve the student's held draft, marked, when no teacher answers."""
+    budget: Budget = Budget()
+    """What the teacher may cost; spent: on_teacher_down decides, and 429 insufficient_quota."""
     store_payloads: bool = True
     """False keeps no text of this task; it can then not be distilled."""
     checks: list[Check] = []

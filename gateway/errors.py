@@ -9,9 +9,11 @@ GatewayError
 ├── MethodNotAllowed      405
 ├── BodyTooLarge          413
 ├── RateLimited           429
+├── InsufficientQuota     429  a budget is spent
 ├── UpstreamRefused       4xx or 5xx, as the upstream said
 ├── UpstreamError         502  the upstream answered, but not usably
 ├── UpstreamUnavailable   503  nobody could answer
+├── KeysUnknown           503  keys cannot be checked yet
 └── UpstreamTimeout       504
 
 Outside HTTP: ConfigError (a bad YAML file), BundleError (a bundle that must not serve),
@@ -109,6 +111,14 @@ class BodyTooLarge(GatewayError):
 
 class RateLimited(GatewayError):
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+
+class InsufficientQuota(GatewayError):
+    status, type, code, retry = 429, "insufficient_quota", "insufficient_quota", False
+
+
+class KeysUnknown(GatewayError):
+    status, type, code, retry = 503, "server_error", "keys_unknown", True
 
 
 class UpstreamRefused(GatewayError):

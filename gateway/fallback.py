@@ -10,7 +10,7 @@ import orjson
 
 from gateway.audit import answer_text, teacher_body
 from gateway.draft import Draft
-from gateway.errors import UpstreamTimeout
+from gateway.errors import GatewayError, UpstreamTimeout
 from gateway.first_try import ask_in_shadow, score_after
 from gateway.parts import Parts
 from gateway.pricing import read_usage
@@ -26,7 +26,22 @@ Shadow = asyncio.Task[Draft | None] | None
 
 
 async def ask_teacher(parts: Parts, trip: Trip, sink: Sink) -> None:
-    """Its answer, to the client and into the row. Raises GatewayError."""
+    """Its answer, to the client and into the row, where the budgets allow it. Raises
+    GatewayError."""
+    incoming = trip.incoming
+    hold = await parts.budgets.hold(incoming.raw, task=trip.lane.task, caller=incoming.caller)
+    try:
+        await relay(parts, trip, sink)
+    except GatewayError as error:
+        if hold is not None and not sink.started and not isinstance(error, UpstreamTimeout):
+            hold.settle(0.0)
+        raise
+    finally:
+        if hold is not None:
+            hold.settle(trip.teacher_usd if trip.teacher_asked else None)
+
+
+async def relay(parts: Parts, trip: Trip, sink: Sink) -> None:
     shadow: Shadow = None
     if trip.decision.reason is Reason.SHADOW:
         shadow = asyncio.create_task(ask_in_shadow(parts, trip))

@@ -72,6 +72,8 @@ class Ledger:
         if decision.p_ood is not None:
             children.p_ood.observe(decision.p_ood)
         self._count_money(trip)
+        if incoming.tokens_held is not None and (used := trip.usage) is not None:
+            incoming.tokens = 0 if trip.cached is not None else used.prompt + used.completion
         self.enter(trip.line(sink.first_byte_at))
         logger.info(
             "answered",

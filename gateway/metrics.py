@@ -143,4 +143,19 @@ night_agreement = Gauge(
     "Agreement with the teacher on the frozen test split, last evaluation.",
     ["task", "who"],
 )
+limited_requests_total = Counter(
+    "retort_limited_requests_total",
+    "Requests refused, or kept from the teacher, by a limit of their key or a budget.",
+    ["kind"],
+)
+budget_spent_usd = Gauge(
+    "retort_budget_spent_usd",
+    "Dollars taken of the task's teacher budget in this period, all gateways together.",
+    ["task", "period"],
+)
+budget_remaining_usd = Gauge(
+    "retort_budget_remaining_usd",
+    "Dollars left of the task's teacher budget in this period.",
+    ["task", "period"],
+)
 build_info = Gauge("retort_build_info", "1, with the version.", ["version"])

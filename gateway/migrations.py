@@ -197,8 +197,67 @@ def m001_initial(connection: Connection) -> None:
     meta.create_all(connection)
 
 
+def m002_keys(connection: Connection) -> None:
+    meta = MetaData()
+    time = DateTime(timezone=True)
+    Table(
+        "api_key",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("name", String, nullable=False),
+        Column("at", time, nullable=False),
+        Column("tasks", JSON),
+        Column("may_route", Boolean, nullable=False),
+        Column("admin", Boolean, nullable=False),
+        Column("rpm", Integer),
+        Column("tpm", Integer),
+        Column("daily_usd", Float),
+        Column("monthly_usd", Float),
+        Column("expires_at", time),
+        Column("revoked_at", time),
+        Column("version", Integer, nullable=False, index=True),
+        Index(
+            "ix_api_key_name_in_use",
+            "name",
+            unique=True,
+            sqlite_where=text("revoked_at IS NULL"),
+            postgresql_where=text("revoked_at IS NULL"),
+        ),
+    )
+    Table(
+        "api_key_secret",
+        meta,
+        Column("sha256", String, primary_key=True),
+        Column("key_id", String, nullable=False, index=True),
+        Column("shown", String, nullable=False),
+        Column("at", time, nullable=False),
+        Column("expires_at", time),
+    )
+    version = Table(
+        "api_key_version",
+        meta,
+        Column("id", Integer, primary_key=True),
+        Column("version", Integer, nullable=False),
+    )
+    Table(
+        "rate_bucket",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("full_at", Float, nullable=False),
+    )
+    Table(
+        "spending",
+        meta,
+        Column("account", String, primary_key=True),
+        Column("period", String, primary_key=True),
+        Column("taken_usd", Float, nullable=False),
+    )
+    meta.create_all(connection)
+    connection.execute(version.insert(), {"id": 1, "version": 0})
+
+
 #: in the order in which they are applied
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_initial,)
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_initial, m002_keys)
 
 
 def migrate(engine: Engine) -> list[str]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 from gateway import metrics
 from gateway.errors import GatewayError
+from gateway.keys import UNCLAIMED
+from gateway.metering import Meter, metered
 from gateway.parts import Parts
 from gateway.protocol import HOP_BY_HOP, Headers, Incoming, Sink, encode_headers
 from gateway.refusals import is_envelope, refused
@@ -31,9 +33,11 @@ async def pass_through(
     parts: Parts, incoming: Incoming, sink: Sink, *, stream: bool = False
 ) -> None:
     """Raises GatewayError, or Broken."""
+    incoming.caller.require(UNCLAIMED)
     status, tail, asked = 499, Tail(), time.perf_counter()
+    meter = await metered(parts.budgets, parts.prices.unclaimed_usd, incoming)
     try:
-        await _relay(parts, incoming, sink, tail)
+        await _relay(parts, incoming, sink, tail, meter)
         status = sink.status
     except GatewayError as error:
         status = error.status
@@ -42,6 +46,8 @@ async def pass_through(
         status = 502
         raise
     finally:
+        if meter is not None:
+            meter.settle(incoming, status)
         duration_s = time.perf_counter() - incoming.arrived
         labels = (Reason.UNCLAIMED.value, str(status), "true" if stream else "false")
         metrics.requests_total.labels(_TASK, _ROUTE, *labels).inc()
@@ -50,12 +56,16 @@ async def pass_through(
         enter(parts, incoming, sink, tail, status=status, stream=stream, asked_s=asked_s)
 
 
-async def _relay(parts: Parts, incoming: Incoming, sink: Sink, tail: Tail) -> None:
+async def _relay(
+    parts: Parts, incoming: Incoming, sink: Sink, tail: Tail, meter: Meter | None
+) -> None:
     path_query = incoming.path.removeprefix("/v1")
     if incoming.query:
         path_query += "?" + incoming.query
     headers = parts.teacher.headers(incoming.headers)
-    if "accept-encoding" in incoming.headers:
+    if meter is not None:
+        headers["accept-encoding"] = "identity"  # or its usage could not be read
+    elif "accept-encoding" in incoming.headers:
         headers["accept-encoding"] = incoming.headers["accept-encoding"]
     events = False
     try:
@@ -74,6 +84,8 @@ async def _relay(parts: Parts, incoming: Incoming, sink: Sink, tail: Tail) -> No
             events = response.content_type == "text/event-stream"
             await sink.start(response.status, shown)
             async for part in response.content.iter_any():
+                if meter is not None:
+                    meter.feed(part, events=events)
                 await sink.write(part)
                 tail.see(part)
         await sink.end()

@@ -95,6 +95,10 @@ class PriceBook:
             return cost_usd(teacher.price, usage)
         return self._by_name(usage, (model,))
 
+    def lists(self, base_url: str) -> bool:
+        """Whether the list has prices of that server."""
+        return self._provider(base_url) is not None
+
     def _by_name(
         self, usage: Usage | None, models: tuple[str | None, ...], base_url: str | None = None
     ) -> float | None:

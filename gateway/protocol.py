@@ -29,6 +29,7 @@ EVENTS = (
     (b"x-accel-buffering", b"no"),
 )
 DONE = b"data: [DONE]\n\n"
+_LIMITS = b"x-ratelimit-"
 #: about the connection, not about the message; never passed on
 HOP_BY_HOP = frozenset(
     {
@@ -61,6 +62,10 @@ class Incoming:
     arrived: float = field(default_factory=time.perf_counter)
     waited_s: float = 0.0
     queued_s: float | None = None
+    #: tokens the caller's limit was charged at admission; None: it has none
+    tokens_held: int | None = None
+    #: tokens it really took; None while, or where, they are unknown
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +83,7 @@ class Chat:
     forced: Route | None
     #: the text of this exchange may be kept
     keep: bool
+    caller: Caller
 
 
 class Gone(Exception):
@@ -109,7 +115,7 @@ def _too_large(limit: int) -> BodyTooLarge:
 
 
 def read_chat(incoming: Incoming) -> Chat:
-    """Parse a chat completion request. Raises InvalidRequest naming the parameter."""
+    """Parse a chat completion request. Raises InvalidRequest naming the parameter, Forbidden."""
     body = read_json(incoming.raw)
     model, messages = body.get("model"), body.get("messages")
     if not isinstance(model, str) or not model:
@@ -133,7 +139,8 @@ def read_chat(incoming: Incoming) -> Chat:
         stream=stream,
         usage=options.get("include_usage") is True,
         top_logprobs=top if wants else None,
-        forced=_forced(incoming.headers),
+        forced=_forced(incoming),
+        caller=incoming.caller,
         keep=body.get("store") is not False and "x-retort-no-store" not in incoming.headers,
     )
 
@@ -160,10 +167,11 @@ def _typed(body: Body, name: str, kind: type, what: str) -> Any:
     raise InvalidRequest(f"'{name}' must be {what}.", param=name)
 
 
-def _forced(headers: Mapping[str, str]) -> Route | None:
-    value = headers.get("x-retort-route")
+def _forced(incoming: Incoming) -> Route | None:
+    value = incoming.headers.get("x-retort-route")
     if value is None:
         return None
+    incoming.caller.require_route()
     try:
         return Route(value)
     except ValueError:
@@ -220,6 +228,9 @@ class Sink:
 
     async def start(self, status: int, headers: Headers) -> None:
         self.started, self.status = True, status
+        if any(name.startswith(_LIMITS) for name, _ in self.more):
+            # the caller's own limits, and not also those the upstream set for the gateway
+            headers = [pair for pair in headers if not pair[0].startswith(_LIMITS)]
         headers += [(b"x-request-id", self._id), *self.more]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 

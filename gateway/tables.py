@@ -256,3 +256,76 @@ class Evaluation(SQLModel, table=True):
     agreement_low: float
     agreement_high: float
     detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+class ApiKey(SQLModel, table=True):
+    """Who may call, what, and how much. The key itself stands nowhere, its hash in
+    `api_key_secret`."""
+
+    __tablename__ = "api_key"
+    __table_args__ = (
+        Index(
+            "ix_api_key_name_in_use",
+            "name",
+            unique=True,
+            sqlite_where=text("revoked_at IS NULL"),
+            postgresql_where=text("revoked_at IS NULL"),
+        ),
+    )
+    id: str = Field(primary_key=True)
+    name: str
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    tasks: list[str] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    """Names of tasks, and `-` for traffic no task claims; null: everything."""
+    may_route: bool = False
+    admin: bool = False
+    rpm: int | None = None
+    tpm: int | None = None
+    daily_usd: float | None = None
+    monthly_usd: float | None = None
+    expires_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+    revoked_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+    version: int = Field(index=True)
+    """Of `api_key_version` when this row last changed."""
+
+
+class ApiKeySecret(SQLModel, table=True):
+    """One value of a key: the current one, and after a rotation the one before, until its end."""
+
+    __tablename__ = "api_key_secret"
+    sha256: str = Field(primary_key=True)
+    key_id: str = Field(index=True)
+    shown: str
+    """The first characters of the key, to tell one from another."""
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    expires_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+
+
+class ApiKeyVersion(SQLModel, table=True):
+    """One row: how often keys were changed. Whoever changes one counts up in the same
+    transaction, so that a gateway can ask for what is new."""
+
+    __tablename__ = "api_key_version"
+    id: int = Field(primary_key=True)
+    version: int
+
+
+class RateBucket(SQLModel, table=True):
+    """The state of one rate limit, for all gateways together."""
+
+    __tablename__ = "rate_bucket"
+    id: str = Field(primary_key=True)
+    """`requests:` or `tokens:` and the id of the key."""
+    full_at: float
+    """Unix time when the whole limit will be free again; in the past: it is."""
+
+
+class Spending(SQLModel, table=True):
+    """Dollars of one budget that gateways have taken in one period: spent, or held to be spent."""
+
+    __tablename__ = "spending"
+    account: str = Field(primary_key=True)
+    """`task:` and its name, or `key:` and its id."""
+    period: str = Field(primary_key=True)
+    """A day or month of UTC: 2026-11-24, 2026-11."""
+    taken_usd: float

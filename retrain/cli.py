@@ -137,6 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("bundles", _bundles, "list the bundles and their states", task=True)
     _add_queue(commands)
+    from retrain.keys_commands import add_keys
+
+    add_keys(commands, _add_config)
     doctor = add("doctor", _doctor, "say what is missing to run, and how to get it", config=False)
     doctor.add_argument("--config", type=Path, help="configuration to check as well")
     add("check", _check, "print the configuration as it is understood")

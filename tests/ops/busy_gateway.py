@@ -44,6 +44,7 @@ def busy_gateway(folder: Path) -> Iterator[str]:
             "audit_rate": 0.5,
             "checks": [{"kind": "blocked", "patterns": ["!$"]}],
             "cache": {"enabled": True},
+            "budget": {"daily_usd": 1000.0, "monthly_usd": 9000.0},
         }
         config = configuration(folder / "state", (teacher, student), task)
         _fill(config, folder)

@@ -20,6 +20,7 @@ COMMANDS = [
     "savings",
     "bundles",
     "queue",
+    "keys",
     "doctor",
     "check",
 ]

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from gateway import exchanges
 from gateway.config import Config
@@ -32,6 +33,8 @@ class Trip:
     teacher_text: str | None = None
     teacher_model: str | None = None
     teacher_usage: Usage | None = None
+    #: the id of the teacher's answer
+    teacher_id: str | None = None
     #: what the client got, where it is not the response's own status (499: it left)
     status: int = 0
 
@@ -123,7 +126,16 @@ class Trip:
             cost_usd=self.cost_usd,
             teacher_cost_usd=self.teacher_usd,
             caller=self.incoming.caller.id,
+            completion_id=self.completion_id,
         )
+
+    @property
+    def completion_id(self) -> str | None:
+        """Of the answer the client received."""
+        made: Any = self.teacher_id
+        if self.decision.route is Route.STUDENT and self.draft is not None:
+            made = (self.draft.body or self.draft.chunks[0]).get("id")
+        return made if isinstance(made, str) else None
 
     @property
     def usage(self) -> Usage | None:

@@ -156,6 +156,13 @@ def counts(store: Store, task: str) -> dict[State, int]:
     return {state: found.get(state, 0) for state in State}
 
 
+def erased(store: Store, task: str) -> set[str]:
+    """Ids of the rows whose text is gone."""
+    statement = select(Exchange.id).where(Exchange.task == task, Exchange.state == State.ERASED)
+    with store.session() as session:
+        return set(session.exec(statement))
+
+
 def oldest(store: Store, task: str) -> datetime | None:
     """When the oldest row came that no night has looked at yet; None where there is none."""
     statement = select(func.min(Exchange.at)).where(

@@ -90,8 +90,11 @@ def _repeated(
 def _made(subject: Subject, body: Body, prompt: str, lane: Lane, caller: str) -> Exchange:
     """A row nobody drew at random: `sampled` is False, so it proves nothing, but teaches."""
     asked, stored = subject.request, subject.stored
+    # the ledger is a little behind
+    known = stored if asked is None else asked
+    assert known is not None
     text = None if stored is None else answer_text(stored.answer)
-    by_student = route_of(subject) == Route.STUDENT.value
+    by_student = known.route == Route.STUDENT.value
     return Exchange(
         id=subject.id,
         dedupe_key=f"feedback:{subject.id}",
@@ -102,21 +105,14 @@ def _made(subject: Subject, body: Body, prompt: str, lane: Lane, caller: str) ->
         body=body,
         student_text=text if by_student else None,
         teacher_text=None if by_student else text,
-        route=route_of(subject),
-        reason="feedback" if asked is None else asked.reason,
+        route=known.route,
+        reason=known.reason,
         score=None if asked is None else asked.score,
         p_ood=None if asked is None else asked.p_ood,
         bundle=None if asked is None else asked.bundle,
         prompt_hash=prompt_hash(lane.task.prompt),
         caller=caller,
     )
-
-
-def route_of(subject: Subject) -> str:
-    """Who answered."""
-    if subject.request is not None:
-        return subject.request.route
-    return Route.TEACHER.value if subject.stored is None else subject.stored.route
 
 
 def correct(session: Session, row: Exchange, correction: str | None, lane: Lane | None) -> None:

@@ -194,6 +194,7 @@ def m003_stored(connection: Connection) -> None:
         Column("task", String, nullable=False),
         Column("at", time, nullable=False),
         Column("route", String, nullable=False),
+        Column("reason", String, nullable=False),
         Column("model", String, nullable=False),
         Column("asked_model", String, nullable=False),
         Column("dedupe_key", String, nullable=False, index=True),

@@ -89,6 +89,7 @@ async def _keep(parts: Parts, trip: Trip, data: bytes) -> None:
         task=task,
         at=utcnow(),
         route=trip.decision.route.value,
+        reason=trip.decision.reason.value,
         model=str(answer.get("model")),
         asked_model=trip.chat.model,
         dedupe_key=exchanges.dedupe_key(task, trip.incoming.raw),

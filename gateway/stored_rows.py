@@ -93,7 +93,7 @@ def _placeholder(row: StoredCompletion) -> Exchange:
         prompt="",
         body={},
         route=row.route,
-        reason="",
+        reason=row.reason,
         caller=row.caller,
     )
 

@@ -235,6 +235,7 @@ class StoredCompletion(SQLModel, table=True):
     task: str
     at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
     route: str
+    reason: str
     model: str
     """As the answer names it."""
     asked_model: str

@@ -28,7 +28,7 @@ from gateway.parts import Parts
 from gateway.passthrough import pass_through
 from gateway.protocol import Body, Incoming, Sink, read_json
 from gateway.rows import storable
-from gateway.stored_rows import asking, delete, find, own, relabel
+from gateway.stored_rows import asking, delete, find, place, relabel
 from gateway.tables import StoredCompletion, utcnow
 from gateway.trip import Trip
 from router.decision import Route
@@ -161,10 +161,10 @@ async def list_completions(parts: Parts, incoming: Incoming, sink: Sink) -> None
         bounded = statement.limit(limit + 1)
         with asking(parts.store), parts.store.session() as session:
             if after is not None:
-                start = own(session, incoming.caller.id, after)
+                start = place(session, incoming.caller.id, after, newest_first=newest_first)
                 if start is None:
                     return []
-                bounded = bounded.where(order < start.id if newest_first else order > start.id)
+                bounded = bounded.where(order < start if newest_first else order > start)
             return list(session.exec(bounded))
 
     rows = await asyncio.to_thread(read)
@@ -240,10 +240,10 @@ def _messages(row: StoredCompletion, query: dict[str, str]) -> Body:
     """What was sent: the answer is in the completion itself."""
     after, limit, newest_first = _page(query)
     messages = []
-    for place, message in enumerate(row.body["messages"]):
+    for number, message in enumerate(row.body["messages"]):
         content = message.get("content")
         parts = content if isinstance(content, list) else None
-        own = {"id": f"{row.completion_id}-{place}", "content_parts": parts}
+        own = {"id": f"{row.completion_id}-{number}", "content_parts": parts}
         text = {"content": content if isinstance(content, str) else None}
         messages.append({"name": None, "refusal": None} | message | own | text)
     if newest_first:

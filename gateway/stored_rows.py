@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import or_
+from sqlalchemy import ColumnElement, func, or_
 from sqlmodel import Session, col, select
 
 from gateway import exchanges
@@ -47,40 +47,56 @@ def own(session: Session, caller: str, completion_id: str) -> StoredCompletion |
     """The newest of that id: nothing keeps an upstream from giving one twice."""
     statement = (
         select(StoredCompletion)
-        .where(
-            StoredCompletion.completion_id == storable(completion_id),
-            StoredCompletion.caller == caller,
-        )
+        .where(*_named(caller, completion_id))
         .order_by(col(StoredCompletion.deleted), col(StoredCompletion.id).desc())
     )
     return session.exec(statement.limit(1)).first()
 
 
+def place(session: Session, caller: str, completion_id: str, *, newest_first: bool) -> str | None:
+    """The row id a list goes on after; None where the caller has no such completion. Deleted ones
+    are places too."""
+    # of several with one id the last in that direction, or a list would never end
+    last = func.min if newest_first else func.max
+    statement = select(last(StoredCompletion.id)).where(*_named(caller, completion_id))
+    return session.exec(statement).one()
+
+
+def _named(caller: str, completion_id: str) -> tuple[bool, bool]:
+    return (
+        StoredCompletion.completion_id == storable(completion_id),
+        StoredCompletion.caller == caller,
+    )
+
+
 def relabel(store: Store, row: StoredCompletion, labels: dict[str, str]) -> StoredCompletion:
     """Replace its metadata."""
     with asking(store), store.transaction() as session:
-        kept = _locked(session, row)
-        kept.labels = labels
-    return kept
+        (newest, *_) = _locked(session, row)
+        newest.labels = labels
+    return newest
 
 
 def delete(store: Store, row: StoredCompletion) -> None:
     """Erase it here and in the queue. Rows of other callers that asked the same stay theirs."""
+    datasets: tuple[str, ...] = ()
     with asking(store), store.transaction() as session:
-        kept = _locked(session, row)
-        same = or_(
-            col(Exchange.id) == kept.id,
-            (col(Exchange.dedupe_key) == kept.dedupe_key) & (col(Exchange.caller) == kept.caller),
-        )
-        ids = list(session.exec(select(Exchange.id).where(same)))
-        if not ids:
-            # or an audit still under way would bring the text back
-            session.add(_placeholder(kept))
-        erasure = exchanges.erase_in(session, ids or [kept.id], "stored completion deleted")
-        exchanges.blank(kept)
+        for kept in _locked(session, row):
+            ids = list(session.exec(select(Exchange.id).where(_same_request(kept))))
+            if not ids:
+                # or an audit still under way would bring the text back
+                session.add(_placeholder(kept))
+            erasure = exchanges.erase_in(session, ids or [kept.id], "stored completion deleted")
+            datasets += erasure.datasets
+            exchanges.blank(kept)
     exchanges.overwrite(store)
-    if erasure.datasets:
-        logger.warning("an erased row is in datasets", extra={"datasets": erasure.datasets})
+    if datasets:
+        logger.warning("an erased row is in datasets", extra={"datasets": sorted(set(datasets))})
+
+
+def _same_request(row: StoredCompletion) -> ColumnElement[bool]:
+    same = (col(Exchange.dedupe_key) == row.dedupe_key) & (col(Exchange.caller) == row.caller)
+    return or_(col(Exchange.id) == row.id, same)
 
 
 def _placeholder(row: StoredCompletion) -> Exchange:
@@ -98,11 +114,14 @@ def _placeholder(row: StoredCompletion) -> Exchange:
     )
 
 
-def _locked(session: Session, row: StoredCompletion) -> StoredCompletion:
-    statement = select(StoredCompletion).where(
-        StoredCompletion.id == row.id, col(StoredCompletion.deleted).is_(False)
+def _locked(session: Session, row: StoredCompletion) -> list[StoredCompletion]:
+    """Every row of that id, newest first."""
+    statement = (
+        select(StoredCompletion)
+        .where(*_named(row.caller, row.completion_id), col(StoredCompletion.deleted).is_(False))
+        .order_by(col(StoredCompletion.id).desc())
     )
-    kept = session.exec(statement.with_for_update()).first()
-    if kept is None:
+    kept = list(session.exec(statement.with_for_update()))
+    if not kept:
         raise NotFound(f"No chat completion with the id '{row.completion_id}'.")
     return kept

@@ -340,3 +340,21 @@ def test_a_request_without_store_leaves_no_completion(gateway: RunningGateway) -
     assert gateway.send("POST", CHAT, BODY)[0] == 200
     assert len(gateway.exchanges()) == 1
     assert stored(gateway.store) == []
+
+
+def test_an_id_given_twice_is_listed_twice_and_deleted_at_once(
+    gateway: RunningGateway, teacher: FakeOpenAI
+) -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+    answer = {"id": "chatcmpl-same", "object": "chat.completion", "created": 1, "model": "m"}
+    teacher.reply = Reply(raw=json.dumps(answer | {"choices": [choice]}).encode())
+    for n in range(3):
+        asked(gateway, user=str(n))
+    completions = gateway.client().chat.completions
+    for order in ("asc", "desc"):
+        assert len(completions.list(order=order).data) == 3
+        # and a reader who goes on from that id comes to an end
+        assert len(list(completions.list(order=order, limit=1))) == 1
+    completions.delete("chatcmpl-same")
+    assert list(completions.list()) == []
+    assert {row.state for row in gateway.exchanges()} == {State.ERASED}

@@ -18,8 +18,15 @@ def read_whole(data: bytes) -> Body | None:
 
 
 def read_stream(data: bytes) -> Body | None:
-    """The completion the chunks make up. None where the stream tells of an error, or does not
-    reach the end of every choice."""
+    """The completion the chunks make up. None where the stream tells of an error, does not reach
+    the end of every choice, or is made of something else."""
+    try:
+        return _joined(data)
+    except (TypeError, ValueError, AttributeError, RecursionError):
+        return None
+
+
+def _joined(data: bytes) -> Body | None:
     made: Body = {}
     choices: dict[int, Body] = {}
     for text in event_data(data):

@@ -124,7 +124,8 @@ def correct(session: Session, row: Exchange, correction: str | None, lane: Lane 
     right = row.teacher_text if withdrawn else correction
     row.loss = None
     if lane is not None and row.student_text is not None and right is not None:
-        row.loss = disagreement(lane.spec, row.student_text, right)
+        spec = lane.spec if lane.live is None else lane.live.router.spec
+        row.loss = disagreement(spec, row.student_text, right)
     # what was rejected for the teacher's answer may do now, and the other way round
     if row.state == State.REJECTED or (withdrawn and row.state != State.CAPTURED):
         row.state = State.CAPTURED

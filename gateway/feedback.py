@@ -5,11 +5,11 @@ and measured; docs/feedback.md has the rules.
 """
 
 import asyncio
+import json
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
-import orjson
 from sqlalchemy import or_
 from sqlmodel import Session, col, select
 
@@ -87,8 +87,12 @@ def read_feedback(incoming: Incoming) -> Given:
     if score is not None and not _is_share(score):
         raise InvalidRequest("'score' must be a number between 0 and 1.", param="score")
     correction, comment = body.get("correction"), body.get("comment")
+    try:
+        json.dumps(body)  # as the database will have it written
+    except RecursionError:
+        raise InvalidRequest("The feedback is nested too deeply.") from None
     if isinstance(correction, dict):
-        correction = orjson.dumps(correction).decode()
+        correction = json.dumps(correction, ensure_ascii=False)
     for name, text in (("correction", correction), ("comment", comment)):
         if text is not None and (not isinstance(text, str) or not text.strip()):
             raise InvalidRequest(f"'{name}' must be a non-empty string.", param=name)

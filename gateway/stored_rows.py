@@ -89,7 +89,8 @@ def delete(store: Store, row: StoredCompletion) -> None:
             erasure = exchanges.erase_in(session, ids or [kept.id], "stored completion deleted")
             datasets += erasure.datasets
             exchanges.blank(kept)
-    exchanges.overwrite(store)
+    with asking(store):
+        exchanges.overwrite(store)
     if datasets:
         logger.warning("an erased row is in datasets", extra={"datasets": sorted(set(datasets))})
 

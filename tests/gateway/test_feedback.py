@@ -207,6 +207,12 @@ def test_what_is_no_feedback_is_refused(
     assert (status, body["error"]["param"]) == (400, param)
 
 
+def test_a_correction_nested_beyond_reason_is_refused(shared: RunningGateway) -> None:
+    deep = '{"a": ' * 1015 + "1" + "}" * 1015
+    status, _, data = shared.send("POST", FEEDBACK, f'{{"id": "x", "correction": {deep}}}')
+    assert (status, json.loads(data)["error"]["type"]) == (400, "invalid_request_error")
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, fakes: Any) -> Any:
     from triage import configuration

@@ -216,6 +216,24 @@ def test_tool_calls_come_back_in_one_piece() -> None:
     assert read_stream("\n\n".join(chunks[:-2]).encode()) is None
 
 
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        "7",
+        "{",
+        '{"error": {"message": "no"}}',
+        '{"choices": [7]}',
+        '{"choices": [{"index": [], "delta": {}, "finish_reason": "stop"}]}',
+        '{"choices": [{"index": 0, "delta": "x", "finish_reason": "stop"}]}',
+        '{"choices": [{"delta": {"tool_calls": [7]}, "finish_reason": "stop"}]}',
+        '{"choices": [{"delta": %s, "finish_reason": "stop"}]}'
+        % ('{"a": ' * 1000 + "1" + "}" * 1000),
+    ],
+)
+def test_a_stream_of_something_else_is_not_stored(chunk: str) -> None:
+    assert read_stream(f"data: {chunk}\n\ndata: [DONE]\n\n".encode()) is None
+
+
 def test_deleting_erases_the_row_of_the_queue_and_the_teachers_copy(
     gateway: RunningGateway, teacher: FakeOpenAI
 ) -> None:

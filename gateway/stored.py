@@ -130,9 +130,6 @@ def check_metadata(metadata: Any) -> None:
             raise refuse(what, "string_above_max_length", f"metadata.{name}")
 
 
-# -- the endpoints
-
-
 async def list_completions(parts: Parts, incoming: Incoming, sink: Sink) -> None:
     """The caller's own, oldest first. Without a task there are none here: the teacher's."""
     if not parts.lanes:
@@ -226,9 +223,6 @@ async def _delete_at_teacher(parts: Parts, incoming: Incoming) -> None:
             "the teacher may have kept its copy of a deleted completion",
             extra={"request_id": incoming.id, "status": status},
         )
-
-
-# -- how they are shown
 
 
 def shown(row: StoredCompletion) -> Body:

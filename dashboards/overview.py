@@ -127,6 +127,7 @@ def overview() -> Json:
             traffic.latency(),
             trust.routing(),
             trust.quality(),
+            trust.release(),
             loop.money(),
             traffic.upstreams(),
             loop.nights(),

@@ -25,6 +25,7 @@ from gateway.ids import new_id
 from gateway.parts import Parts
 from gateway.passthrough import Broken, pass_through
 from gateway.protocol import Gone, Incoming, Sink, read_body, read_chat
+from gateway.recall import recalled, remember
 from gateway.stored import keep_answer, list_completions, one_completion
 from gateway.trip import Trip
 
@@ -138,7 +139,9 @@ async def chat_completions(parts: Parts, incoming: Incoming, sink: Sink) -> None
     trip = Trip(incoming=incoming, chat=chat, lane=lane, config=parts.config)
     if chat.body.get("store") is True:
         keep_answer(parts, trip, sink)
-    await answer(parts, trip, sink)
+    if not await recalled(parts, trip, sink):
+        await answer(parts, trip, sink)
+        remember(trip, sink)
 
 
 async def list_models(parts: Parts, incoming: Incoming, sink: Sink) -> None:

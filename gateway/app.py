@@ -19,6 +19,7 @@ from gateway.lane import Lane
 from gateway.ledger import Ledger
 from gateway.parts import Parts
 from gateway.poller import Poller
+from gateway.prices import PriceBook
 from gateway.store import Store
 from gateway.upstream import Upstream
 
@@ -30,7 +31,8 @@ def create_app(config: Config, *, store: Store | None = None) -> FastAPI:
     """The gateway as an ASGI application. A store that is not given is opened here; either is
     started and stopped with the application. Raises ConfigError, StoreError."""
     keys = Keys.from_environment(config.server.api_keys_env)
-    lanes = {task.name: Lane(task) for task in config.tasks}
+    prices = PriceBook(config)
+    lanes = {task.name: Lane(task, prices) for task in config.tasks}
     teacher = Upstream(
         "teacher",
         config.teacher.base_url,
@@ -54,6 +56,7 @@ def create_app(config: Config, *, store: Store | None = None) -> FastAPI:
     parts = Parts(
         config=config,
         keys=keys,
+        prices=prices,
         claims=Claims(config.tasks, config.teacher.model),
         lanes=lanes,
         store=store,
@@ -67,6 +70,7 @@ def create_app(config: Config, *, store: Store | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(prices.open)
         await parts.store.start()
         await teacher.open()
         await student.open()
@@ -84,6 +88,8 @@ def create_app(config: Config, *, store: Store | None = None) -> FastAPI:
                 await polling
             await parts.auditor.stop(config.server.drain_s)
             await ledger.drain()
+            for lane in lanes.values():
+                await lane.checks.close()
             await teacher.close()
             await student.close()
             await parts.store.stop()

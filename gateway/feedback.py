@@ -159,6 +159,7 @@ def _subject(parts: Parts, session: Session, caller: str, name: str) -> Subject:
         select(Request)
         .where(
             or_(col(Request.id) == name, col(Request.completion_id) == name),
+            Request.kind == "answer",
             Request.caller == caller,
         )
         .order_by(col(Request.id).desc())

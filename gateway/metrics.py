@@ -74,6 +74,11 @@ cost_avoided_usd_total = Counter(
     "What the teacher would have cost for what the student answered, minus the student's cost.",
     ["task"],
 )
+price_unknown_total = Counter(
+    "retort_price_unknown_total",
+    "Calls whose cost is unknown: no price for the model, or no token counts from it.",
+    ["who"],
+)
 audits_total = Counter(
     "retort_audits_total",
     "Student answers checked by the teacher. result: agree | disagree | failed.",
@@ -104,6 +109,18 @@ exchange_write_seconds = Histogram(
     "How long an answer waited for its row to be durable.",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
 )
+checks_failed_total = Counter(
+    "retort_checks_failed_total",
+    "Drafts that failed a check of their task, those of shadow mode included.",
+    ["task", "check"],
+)
+cache_requests_total = Counter(
+    "retort_cache_requests_total",
+    "Requests of tasks with a response cache. result: hit | miss | bypass.",
+    ["task", "result"],
+)
+cache_entries = Gauge("retort_cache_entries", "Answers in the response cache.", ["task"])
+cache_bytes = Gauge("retort_cache_bytes", "Memory of the response cache.", ["task"])
 queue_rows = Gauge("retort_queue_rows", "Rows of the retraining queue.", ["task", "state"])
 queue_oldest_seconds = Gauge(
     "retort_queue_oldest_seconds", "Age of the oldest row no night has harvested yet.", ["task"]

@@ -10,6 +10,7 @@ from gateway.config import Config
 from gateway.keys import Keys
 from gateway.lane import Lane
 from gateway.ledger import Ledger
+from gateway.prices import PriceBook
 from gateway.store import Store
 from gateway.upstream import Upstream
 
@@ -18,6 +19,7 @@ from gateway.upstream import Upstream
 class Parts:
     config: Config
     keys: Keys
+    prices: PriceBook
     claims: Claims
     lanes: Mapping[str, Lane]
     store: Store

@@ -8,6 +8,7 @@ from gateway.errors import GatewayError
 from gateway.parts import Parts
 from gateway.protocol import HOP_BY_HOP, Headers, Incoming, Sink, encode_headers
 from gateway.refusals import is_envelope, refused
+from gateway.unclaimed import Tail, enter
 from router.decision import Reason, Route
 
 #: the gateway and its server set their own
@@ -30,9 +31,9 @@ async def pass_through(
     parts: Parts, incoming: Incoming, sink: Sink, *, stream: bool = False
 ) -> None:
     """Raises GatewayError, or Broken."""
-    status = 499
+    status, tail, asked = 499, Tail(), time.perf_counter()
     try:
-        await _relay(parts, incoming, sink)
+        await _relay(parts, incoming, sink, tail)
         status = sink.status
     except GatewayError as error:
         status = error.status
@@ -45,9 +46,11 @@ async def pass_through(
         labels = (Reason.UNCLAIMED.value, str(status), "true" if stream else "false")
         metrics.requests_total.labels(_TASK, _ROUTE, *labels).inc()
         metrics.request_seconds.labels(_TASK, _ROUTE).observe(duration_s)
+        asked_s = time.perf_counter() - asked
+        enter(parts, incoming, sink, tail, status=status, stream=stream, asked_s=asked_s)
 
 
-async def _relay(parts: Parts, incoming: Incoming, sink: Sink) -> None:
+async def _relay(parts: Parts, incoming: Incoming, sink: Sink, tail: Tail) -> None:
     path_query = incoming.path.removeprefix("/v1")
     if incoming.query:
         path_query += "?" + incoming.query
@@ -67,10 +70,12 @@ async def _relay(parts: Parts, incoming: Incoming, sink: Sink) -> None:
                 out = [(name, value) for name, value in shown if name != b"content-length"]
                 await sink.whole(response.status, raw, out)
                 return
+            tail.begin(response.headers)
             events = response.content_type == "text/event-stream"
             await sink.start(response.status, shown)
             async for part in response.content.iter_any():
                 await sink.write(part)
+                tail.see(part)
         await sink.end()
     except GatewayError:
         if sink.started and not events:

@@ -48,7 +48,8 @@ HOP_BY_HOP = frozenset(
 @dataclass(slots=True, kw_only=True)
 class Incoming:
     """One HTTP request as it arrived. ``headers`` have lower-case names; ``waited_s`` adds up the
-    time spent on student and teacher."""
+    time spent on student and teacher, of which ``queued_s`` before the teacher was free to be
+    asked."""
 
     id: str
     method: str
@@ -59,6 +60,7 @@ class Incoming:
     raw: bytes = b""
     arrived: float = field(default_factory=time.perf_counter)
     waited_s: float = 0.0
+    queued_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,9 +203,10 @@ def _plain_text(message: Mapping[str, Any]) -> bool:
 class Sink:
     """The response as it is written: one start, then parts. ``ended`` is set just before the last
     byte leaves, so that a client that has everything is never taken for one that left. ``more``
-    are headers for whatever the answer turns out to be."""
+    are headers for whatever the answer turns out to be; ``copy`` gathers the body, where somebody
+    set it to a list."""
 
-    __slots__ = ("_id", "_send", "ended", "first_byte_at", "more", "started", "status")
+    __slots__ = ("_id", "_send", "copy", "ended", "first_byte_at", "more", "started", "status")
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
@@ -213,6 +216,7 @@ class Sink:
         self.ended = False
         self.first_byte_at: float | None = None
         self.more: Headers = []
+        self.copy: list[bytes] | None = None
 
     def wrap(self, around: Callable[[Send], Send]) -> None:
         """From now on messages go through ``around`` before they leave."""
@@ -226,11 +230,15 @@ class Sink:
     async def write(self, data: bytes) -> None:
         if self.first_byte_at is None:
             self.first_byte_at = time.perf_counter()
+        if self.copy is not None:
+            self.copy.append(data)
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes = b"") -> None:
         if self.first_byte_at is None:
             self.first_byte_at = time.perf_counter()
+        if self.copy is not None:
+            self.copy.append(data)
         self.ended = True
         await self._send({"type": "http.response.body", "body": data})
 

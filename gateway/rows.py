@@ -9,6 +9,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import SQLModel
 
 from gateway.errors import StoreError
+from gateway.line import Row
 from gateway.tables import Exchange, ExchangeEvent
 
 Outcome = Literal["stored", "duplicate"]
@@ -23,7 +24,7 @@ _exchange: Table = Exchange.metadata.tables["exchange"]
 _event: Table = ExchangeEvent.metadata.tables["exchange_event"]
 
 
-def insert_rows(connection: Connection, rows: Sequence[SQLModel]) -> list[Outcome]:
+def insert_rows(connection: Connection, rows: Sequence[Row]) -> list[Outcome]:
     """Insert them all; a row that is there already is left alone. One outcome per row.
 
     An exchange that repeats a request we have (same ``dedupe_key``, another id) is a duplicate:
@@ -37,7 +38,7 @@ def insert_rows(connection: Connection, rows: Sequence[SQLModel]) -> list[Outcom
         raise StoreError(f"a number the database cannot hold ({error})") from error
 
 
-def _insert_all(connection: Connection, rows: Sequence[SQLModel]) -> list[Outcome]:
+def _insert_all(connection: Connection, rows: Sequence[Row]) -> list[Outcome]:
     outcomes: list[Outcome] = ["stored"] * len(rows)
     by_table: dict[str, list[Values]] = defaultdict(list)
     exchanges: list[tuple[int, Values]] = []
@@ -118,7 +119,7 @@ def _insert(connection: Connection, table: Table) -> Any:
     return postgresql.insert(table).on_conflict_do_nothing()
 
 
-def _values(row: SQLModel) -> Values:
+def _values(row: Row) -> Values:
     table = SQLModel.metadata.tables[str(row.__tablename__)]
     values = {column.name: storable(getattr(row, column.name)) for column in table.columns}
     if values.get("id", "") is None:

@@ -138,7 +138,7 @@ class TeacherStream:
             return raw
         usage = chunk.pop("usage")
         if usage is not None:
-            self.usage = read_usage(usage)
+            self.usage = read_usage(usage, chunk.get("service_tier"))
         if not self._hide_usage:
             return raw
         return event(chunk) if choices else b""

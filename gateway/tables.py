@@ -58,7 +58,11 @@ class BundleState(StrEnum):
 
 
 class Request(SQLModel, table=True):
-    """The ledger: one row per answered request of a task. No text."""
+    """The ledger: one row per request, of a task or of none (task ``-``), and one per call that was
+    paid beside it (an audit). No text. The gateway writes its rows as `gateway/line.py: Line`.
+
+    Dollars are null where a price or a count is unknown, never 0.
+    """
 
     __tablename__ = "request"
     id: str = Field(primary_key=True)
@@ -76,12 +80,45 @@ class Request(SQLModel, table=True):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cost_usd: float | None = None
+    """What was paid for it, audits aside: student_usd and teacher_usd."""
     teacher_cost_usd: float | None = None
     """What the teacher would have cost, or did; null where a price or a count is unknown."""
     caller: str = ""
     """Id of the API key; empty where none is needed."""
     completion_id: str | None = Field(default=None, index=True)
     """The `id` of the answer the client received."""
+    kind: str = "answer"
+    """answer: a request; audit: the teacher asked about a student's answer; judge, label: calls of
+    the retraining loop."""
+    parent: str | None = None
+    """Of an audit: id of the request."""
+    endpoint: str = "chat/completions"
+    """chat/completions | completions | embeddings | responses | messages | other"""
+    model: str | None = None
+    """Who answered, as the answer names it; of a student its adapter."""
+    retries: int = 0
+    """The client's own repeats of this request before this one, as its SDK counts them."""
+    cached_tokens: int | None = None
+    """Part of prompt_tokens, as the next."""
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    """Part of completion_tokens."""
+    audio_tokens: int | None = None
+    """Of both."""
+    student_usd: float | None = None
+    """What the student's draft cost, served or not; 0 where it made none."""
+    teacher_usd: float | None = None
+    """What the teacher was paid; 0 where it was not asked."""
+    estimated: bool = False
+    """teacher_cost_usd is an estimate: the teacher was not asked."""
+    queue_ms: float | None = None
+    """Time it waited in line for the teacher; null where there was no line."""
+    student_ms: float | None = None
+    """Time it waited for the student; null where that was not asked."""
+    teacher_ms: float | None = None
+    """The same of the teacher, queue_ms included."""
+    overhead_ms: float | None = None
+    """What remains of duration_ms: the gateway's own time."""
 
 
 class Exchange(SQLModel, table=True):
@@ -115,6 +152,8 @@ class Exchange(SQLModel, table=True):
     propensity: float = 1.0
     """Probability with which `sampled` was drawn."""
     bundle: str | None = None
+    check: str | None = None
+    """Name of the check that student_text failed."""
     prompt_hash: str = ""
     """Hash of the prompt contract in force."""
     caller: str = ""

@@ -124,6 +124,17 @@ def _parser() -> argparse.ArgumentParser:
     nightly.add_argument(
         "--fresh", action="store_true", help="do not resume a night that did not finish"
     )
+    from retrain.savings import add_options as add_savings_options
+    from retrain.savings import savings
+
+    add_savings_options(
+        add(
+            "savings",
+            savings,
+            "say what was paid and what the teacher alone would have cost",
+            task=True,
+        )
+    )
     add("bundles", _bundles, "list the bundles and their states", task=True)
     _add_queue(commands)
     _add_feedback(commands)

@@ -40,7 +40,12 @@ def busy_gateway(folder: Path) -> Iterator[str]:
         FakeOpenAI(_teacher, models=("gpt-large",)) as teacher,
         FakeOpenAI(_student, models=("student-base",), strict_models=True, vllm=True) as student,
     ):
-        config = configuration(folder / "state", (teacher, student), {"audit_rate": 0.5})
+        task = {
+            "audit_rate": 0.5,
+            "checks": [{"kind": "blocked", "patterns": ["!$"]}],
+            "cache": {"enabled": True},
+        }
+        config = configuration(folder / "state", (teacher, student), task)
         _fill(config, folder)
         with _process(config, folder) as address, _traffic(f"http://{address}"):
             yield address
@@ -68,6 +73,8 @@ def _student(body: dict[str, Any]) -> Reply:
         return Reply(text=_label(text), logprob=UNSURE)
     if text.endswith("4"):
         return Reply(text="something else", logprob=SURE)
+    if text.endswith("5"):
+        return Reply(text="refund!", logprob=SURE)
     return Reply(text=_label(text), logprob=SURE)
 
 

@@ -21,6 +21,7 @@ COMMANDS = [
     "promote",
     "rollback",
     "nightly",
+    "savings",
     "bundles",
     "queue",
     "feedback",
@@ -120,6 +121,24 @@ def test_doctor_names_what_is_missing_and_fails(
     assert "MISSING  teacher: http://127.0.0.1:9/v1 does not answer" in out
     assert "wanting  student server (vLLM)" in out
     assert "ok       database: SQLite" in out
+
+
+def test_doctor_says_what_a_tasks_checks_lack(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checks = """\
+    checks:
+      - {kind: pii, name: leaks}
+      - {kind: moderation, api_key_env: RETORT_TEST_NO_SUCH_KEY}
+"""
+    config.write_text(config.read_text() + checks)
+    main(["doctor", "--config", str(config)])
+    wanted = "MISSING  task triage: tasks.checks: environment variable RETORT_TEST_NO_SUCH_KEY"
+    assert wanted in capsys.readouterr().out
+    config.write_text(config.read_text().replace("RETORT_TEST_NO_SUCH_KEY", "PATH"))
+    main(["doctor", "--config", str(config)])
+    assert "task triage: mode serve, checks: leaks, moderation" in capsys.readouterr().out
+    test_check_prints_what_check_reads_again(config, config.parent, capsys)
 
 
 def test_recorded_chats_go_in_and_come_out_again(

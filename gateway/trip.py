@@ -35,8 +35,8 @@ class Trip:
     teacher_text: str | None = None
     teacher_model: str | None = None
     teacher_usage: Usage | None = None
-    #: the id of the teacher's answer
-    teacher_id: str | None = None
+    #: the id of an answer that is no draft
+    answer_id: str | None = None
     #: time waited for each; None: was not asked
     student_s: float | None = None
     teacher_s: float | None = None
@@ -198,7 +198,7 @@ class Trip:
     @property
     def completion_id(self) -> str | None:
         """Of the answer the client received."""
-        made: Any = self.teacher_id
+        made: Any = self.answer_id
         if self.decision.route is Route.STUDENT and self.draft is not None:
             made = (self.draft.body or self.draft.chunks[0]).get("id")
         return made if isinstance(made, str) else None

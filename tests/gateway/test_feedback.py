@@ -275,3 +275,21 @@ def test_an_audit_that_comes_late_fills_in_the_row_feedback_made(store: Store) -
     assert store.insert([audit]) == ["duplicate"]
     found, _ = exchanges.show(store, "r")
     assert (found.state, found.teacher_text, found.correction) == (State.ERASED, None, None)
+
+
+def test_an_answer_from_the_cache_can_be_judged_by_its_own_id(serving: Start) -> None:
+    gateway = serving(cache={"enabled": True})
+    asked(gateway, temperature=0)
+    _, headers, data = gateway.send("POST", CHAT, BODY | {"temperature": 0})
+    assert headers["x-retort-cache"] == "hit"
+    status, body = said(gateway, id=json.loads(data)["id"], rating="up")
+    assert (status, body["id"]) == (200, headers["x-request-id"])
+
+
+def test_requests_no_task_claims_can_be_rated_and_teach_nothing(start: Start) -> None:
+    gateway = start()
+    request, _ = asked(gateway, messages=[{"role": "user", "content": "hi"}])
+    status, body = said(gateway, id=request, rating="down", correction="refund", messages=MESSAGES)
+    assert (status, body["task"], body["trainable"]) == (200, "-", False)
+    assert gateway.exchanges() == []
+    assert gateway.metric('retort_feedback_total{kind="down",task="-"}') > 0

@@ -109,7 +109,11 @@ def nights() -> Row:
                     Query(
                         expr=total("retort_exchanges_total", by="outcome"),
                         legend="{{outcome}}",
-                    )
+                    ),
+                    Query(
+                        expr=total("retort_stored_completions_total", by="outcome"),
+                        legend="store: true {{outcome}}",
+                    ),
                 ],
                 unit="wps",
             ),

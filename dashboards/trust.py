@@ -163,6 +163,19 @@ def quality() -> Row:
                 unit="short",
                 stack=True,
             ),
+            Panel(
+                title="Feedback",
+                description="What clients said per hour, by kind. A correction stands in the "
+                "teacher's place when the next student is trained.",
+                queries=[
+                    Query(
+                        expr=f"3600 * {total('retort_feedback_total', by='kind')}",
+                        legend="{{kind}}",
+                    )
+                ],
+                unit="short",
+                stack=True,
+            ),
         ],
     )
 

@@ -20,12 +20,14 @@ from gateway.errors import (
     UnknownEndpoint,
     UpstreamRefused,
 )
+from gateway.feedback import feedback
 from gateway.ids import new_id
 from gateway.keys import UNCLAIMED
 from gateway.parts import Parts
 from gateway.passthrough import Broken, pass_through
 from gateway.protocol import Gone, Incoming, Sink, read_body, read_chat
 from gateway.recall import recalled, remember
+from gateway.stored import keep_answer, list_completions, one_completion
 from gateway.trip import Trip
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,8 @@ def endpoints(parts: Parts) -> list[Endpoint]:
 
     return [
         endpoint("/v1/chat/completions", chat_completions, "POST GET"),
+        endpoint("/v1/chat/completions/{rest:path}", one_completion, "GET POST DELETE"),
+        endpoint("/v1/feedback", feedback, "GET POST"),
         endpoint("/v1/models", list_models, "GET"),
         endpoint("/v1/models/{name:path}", one_model, "GET DELETE"),
         endpoint("/v1/{path:path}", pass_through, "GET POST DELETE"),
@@ -131,8 +135,7 @@ async def attended(work: Awaitable[None], receive: Receive, sink: Sink) -> None:
 
 async def chat_completions(parts: Parts, incoming: Incoming, sink: Sink) -> None:
     if incoming.method != "POST":
-        # the list of stored completions is the teacher's
-        await pass_through(parts, incoming, sink)
+        await list_completions(parts, incoming, sink)
         return
     chat = read_chat(incoming)
     task = parts.claims.find(chat, incoming.headers)
@@ -141,6 +144,8 @@ async def chat_completions(parts: Parts, incoming: Incoming, sink: Sink) -> None
         return
     lane = parts.lanes[task.name]
     trip = Trip(incoming=incoming, chat=chat, lane=lane, config=parts.config)
+    if chat.body.get("store") is True:
+        keep_answer(parts, trip, sink)
     if not await recalled(parts, trip, sink):
         await answer(parts, trip, sink)
         remember(trip, sink)

@@ -72,6 +72,7 @@ async def relay_whole(parts: Parts, trip: Trip, sink: Sink, shadow: Shadow) -> N
     trip.teacher_asked = True
     trip.teacher_text = answer_text(reply.body)
     trip.teacher_model = reply.body.get("model")
+    trip.answer_id = reply.body.get("id")
     trip.teacher_usage = read_usage(reply.body.get("usage"), reply.body.get("service_tier"))
     await parts.ledger.outlive(record(parts, trip, shadow))
     out = [JSON, *route_headers(trip), *encode_headers(reply.headers.items())]
@@ -105,6 +106,7 @@ async def relay_stream(parts: Parts, trip: Trip, sink: Sink, shadow: Shadow) -> 
                 if stream.finish_reason == "content_filter":
                     trip.teacher_text = None
                 trip.teacher_model, trip.teacher_usage = stream.model, stream.usage
+                trip.answer_id = stream.id
                 await parts.ledger.outlive(record(parts, trip, shadow))
     await sink.end(stream.tail)
 

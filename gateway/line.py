@@ -39,6 +39,7 @@ class Line:
     caller: str = ""
     bundle: str | None = None
     model: str | None = None
+    completion_id: str | None = None
     stream: bool = False
     retries: int = 0
     score: float | None = None

@@ -94,6 +94,16 @@ exchanges_total = Counter(
     "Rows for the retraining queue. outcome: stored | duplicate | spooled | lost.",
     ["task", "outcome"],
 )
+stored_total = Counter(
+    "retort_stored_completions_total",
+    "Chat completions with store: true. outcome: stored | spooled | lost.",
+    ["task", "outcome"],
+)
+feedback_total = Counter(
+    "retort_feedback_total",
+    "What clients said of answers. kind: up | down | score | correction.",
+    ["task", "kind"],
+)
 exchange_write_seconds = Histogram(
     "retort_exchange_write_seconds",
     "How long an answer waited for its row to be durable.",

@@ -64,6 +64,7 @@ def m001_initial(connection: Connection) -> None:
         Column("cost_usd", Float),
         Column("teacher_cost_usd", Float),
         Column("caller", String, nullable=False),
+        Column("completion_id", String, index=True),
         Column("kind", String, nullable=False),
         Column("parent", String),
         Column("endpoint", String, nullable=False),
@@ -98,6 +99,7 @@ def m001_initial(connection: Connection) -> None:
         Column("reason", String, nullable=False),
         Column("score", Float),
         Column("p_ood", Float),
+        Column("correction", String),
         Column("loss", Float),
         Column("sampled", Boolean, nullable=False),
         Column("propensity", Float, nullable=False),
@@ -256,8 +258,50 @@ def m002_keys(connection: Connection) -> None:
     connection.execute(version.insert(), {"id": 1, "version": 0})
 
 
+def m003_stored(connection: Connection) -> None:
+    meta = MetaData()
+    time = DateTime(timezone=True)
+    Table(
+        "stored_completion",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("completion_id", String, nullable=False, index=True),
+        Column("caller", String, nullable=False),
+        Column("task", String, nullable=False),
+        Column("at", time, nullable=False),
+        Column("route", String, nullable=False),
+        Column("reason", String, nullable=False),
+        Column("model", String, nullable=False),
+        Column("asked_model", String, nullable=False),
+        Column("dedupe_key", String, nullable=False, index=True),
+        Column("labels", JSON, nullable=False),
+        Column("body", JSON, nullable=False),
+        Column("answer", JSON, nullable=False),
+        Column("deleted", Boolean, nullable=False),
+        Index("ix_stored_completion_owner", "caller", "id"),
+    )
+    Table(
+        "feedback",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("at", time, nullable=False),
+        Column("task", String, nullable=False, index=True),
+        Column("caller", String, nullable=False),
+        Column("rating", String),
+        Column("score", Float),
+        Column("correction", String),
+        Column("comment", String),
+        Column("exchange_id", String, index=True),
+    )
+    meta.create_all(connection)
+
+
 #: in the order in which they are applied
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_initial, m002_keys)
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    m001_initial,
+    m002_keys,
+    m003_stored,
+)
 
 
 def migrate(engine: Engine) -> list[str]:

@@ -6,7 +6,7 @@ here.
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -225,6 +225,10 @@ class Sink:
         self.first_byte_at: float | None = None
         self.more: Headers = []
         self.copy: list[bytes] | None = None
+
+    def wrap(self, around: Callable[[Send], Send]) -> None:
+        """From now on messages go through ``around`` before they leave."""
+        self._send = around(self._send)
 
     async def start(self, status: int, headers: Headers) -> None:
         self.started, self.status = True, status

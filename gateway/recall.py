@@ -213,6 +213,7 @@ async def _give(trip: Trip, entry: Entry, age_s: float, sink: Sink) -> None:
     every call is one of its own to whoever keeps logs; ``created`` stays the truth."""
     kept = orjson.loads(entry.data)
     same = {"id": f"chatcmpl-{trip.incoming.id.removeprefix('req-')}", **kept["head"]}
+    trip.answer_id = same["id"]
     headers: Headers = [
         *route_headers(trip),
         (b"x-retort-cache", b"hit"),

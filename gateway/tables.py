@@ -85,6 +85,8 @@ class Request(SQLModel, table=True):
     """What the teacher would have cost, or did; null where a price or a count is unknown."""
     caller: str = ""
     """Id of the API key; empty where none is needed."""
+    completion_id: str | None = Field(default=None, index=True)
+    """The `id` of the answer the client received."""
     kind: str = "answer"
     """answer: a request; audit: the teacher asked about a student's answer; judge, label: calls of
     the retraining loop."""
@@ -141,8 +143,10 @@ class Exchange(SQLModel, table=True):
     reason: str
     score: float | None = None
     p_ood: float | None = None
+    correction: str | None = None
+    """The right answer, from feedback; it stands in the teacher's place."""
     loss: float | None = None
-    """Disagreement of student_text with teacher_text, where both are known."""
+    """Disagreement of student_text with the correction, else with teacher_text, where known."""
     sampled: bool = False
     """Chosen independently of route and content: sampled rows are traffic as it is."""
     propensity: float = 1.0
@@ -329,3 +333,49 @@ class Spending(SQLModel, table=True):
     period: str = Field(primary_key=True)
     """A day or month of UTC: 2026-11-24, 2026-11."""
     taken_usd: float
+
+
+class StoredCompletion(SQLModel, table=True):
+    """A chat completion the application asked to keep (``store: true``), as it received it."""
+
+    __tablename__ = "stored_completion"
+    __table_args__ = (Index("ix_stored_completion_owner", "caller", "id"),)
+    id: str = Field(primary_key=True)
+    """The request id; ids sort by time."""
+    completion_id: str = Field(index=True)
+    caller: str = ""
+    task: str
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    route: str
+    reason: str
+    model: str
+    """As the answer names it."""
+    asked_model: str
+    """As the request named it."""
+    dedupe_key: str = Field(index=True)
+    """Of the exchange that holds the same request."""
+    labels: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """The application's metadata, which it may replace."""
+    body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    answer: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    deleted: bool = False
+    """Its text is gone; what is left keeps the id taken, and cursors valid."""
+
+
+class Feedback(SQLModel, table=True):
+    """What an application or a person said of one answer. The newest word counts."""
+
+    __tablename__ = "feedback"
+    id: str = Field(primary_key=True)
+    """The request id."""
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    task: str = Field(index=True)
+    caller: str = ""
+    rating: str | None = None
+    """up | down"""
+    score: float | None = None
+    """In [0, 1]."""
+    correction: str | None = None
+    comment: str | None = None
+    exchange_id: str | None = Field(default=None, index=True)
+    """The row of the queue that the correction went to."""

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from gateway import exchanges
 from gateway.cache import Entry
@@ -34,6 +35,8 @@ class Trip:
     teacher_text: str | None = None
     teacher_model: str | None = None
     teacher_usage: Usage | None = None
+    #: the id of an answer that is no draft
+    answer_id: str | None = None
     #: time waited for each; None: was not asked
     student_s: float | None = None
     teacher_s: float | None = None
@@ -136,6 +139,7 @@ class Trip:
             reason=decision.reason.value,
             bundle=None if self.live is None else self.live.bundle.id,
             model=self.model,
+            completion_id=self.completion_id,
             endpoint=endpoint_of(incoming.path),
             caller=incoming.caller.id,
             retries=retries_of(incoming.headers),
@@ -190,6 +194,14 @@ class Trip:
         if self.decision.route is Route.TEACHER or self.live is None:
             return name_of(self.teacher_model)
         return self.live.bundle.adapter
+
+    @property
+    def completion_id(self) -> str | None:
+        """Of the answer the client received."""
+        made: Any = self.answer_id
+        if self.decision.route is Route.STUDENT and self.draft is not None:
+            made = (self.draft.body or self.draft.chunks[0]).get("id")
+        return made if isinstance(made, str) else None
 
     @property
     def usage(self) -> Usage | None:

@@ -164,7 +164,8 @@ class Ask:
             {"role": "system", "content": self.system},
             {"role": "user", "content": self.text},
         ]
-        return {"model": "gpt-large", "messages": messages, "stream": self.stream}
+        asked = {"model": "gpt-large", "messages": messages, "stream": self.stream}
+        return asked | ({"store": True} if self.stream else {})
 
 
 @contextmanager
@@ -178,20 +179,25 @@ def _traffic(url: str) -> Iterator[None]:
     asks[15] = Ask(text="fail", system="You write poems.")
     stop = threading.Event()
 
-    def post(body: bytes) -> None:
+    def post(body: bytes, path: str = "chat/completions") -> str:
+        """Returns the request id."""
         headers = {"content-type": "application/json", "authorization": "Bearer key"}
-        request = urllib.request.Request(f"{url}/v1/chat/completions", body, headers)
+        request = urllib.request.Request(f"{url}/v1/{path}", body, headers)
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 answer.read()
+                return str(answer.headers["x-request-id"])
         except urllib.error.HTTPError as error:
             # some are meant to fail
             error.close()
+            return ""
 
     def work() -> None:
         number = 0
         while not stop.wait(PAUSE_S):
-            post(json.dumps(asks[number % len(asks)].body()).encode())
+            answered = post(json.dumps(asks[number % len(asks)].body()).encode())
+            if number % 10 == 3:
+                post(json.dumps({"id": answered, "rating": "up"}).encode(), "feedback")
             if number % 40 == 7:
                 post(b"{broken")
             number += 1

@@ -57,6 +57,8 @@ class StoreSection(Section):
     """Environment variable that holds the URL instead (for passwords)."""
     commit_ms: float = Field(default=3.0, ge=0, le=1000)
     """Shortest time between two commits, so that rows share them; an idle store commits at once."""
+    responses_days: Positive = 30.0
+    """How long responses (of /v1/responses) are kept for a later request to go on from them."""
 
 
 class Teacher(Section):
@@ -74,6 +76,9 @@ class Teacher(Section):
     """Repeats after a connection error, 429 or 5xx, before giving up."""
     price: Price = Price()
     """What it costs."""
+    apis: list[Literal["responses", "messages"]] = ["responses"]
+    """APIs beside chat completions that it serves itself: what no task claims of them passes to it
+    untouched. One left out is translated to chat completions."""
 
 
 class Student(Section):

@@ -6,12 +6,13 @@ import time
 from collections.abc import Sequence
 
 import aiohttp
+from sqlalchemy.exc import SQLAlchemyError
 
-from gateway import bundles, exchanges, metrics, nights
+from gateway import bundles, exchanges, metrics, nights, response_store
 from gateway.adapters import answers, load_adapter, loaded
 from gateway.bundles import BundleFiles
 from gateway.config import Config
-from gateway.errors import BundleError, RetortError
+from gateway.errors import BundleError, RetortError, StoreError
 from gateway.lane import Lane, Live
 from gateway.store import Store
 from gateway.tables import Bundle, utcnow
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 INTERVAL_S = 1.0
 #: how often adapters are looked for that nobody missed yet, and the queue is counted
 SLOW_S = 10.0
+#: how often old responses are deleted
+FORGET_S = 3600.0
 
 
 class Poller:
@@ -40,6 +43,7 @@ class Poller:
         self._upstreams = upstreams
         self._url = config.student.base_url.rstrip("/")
         self._slow_at = 0.0
+        self._forget_at = 0.0
         self._infos: dict[str, tuple[str, str]] = {}
 
     async def run(self) -> None:
@@ -60,9 +64,20 @@ class Poller:
                 except Exception:
                     # whatever it was, the gateway serves on with what it has
                     logger.exception("poll failed", extra={"task": lane.task.name})
+        await self._forget()
         for upstream in self._upstreams:
             await upstream.mend()
         metrics.spool_rows.set(self._store.spool_rows)
+
+    async def _forget(self) -> None:
+        if time.monotonic() < self._forget_at:
+            return
+        self._forget_at = time.monotonic() + FORGET_S
+        days = self._config.store.responses_days
+        try:
+            await asyncio.to_thread(response_store.forget_old, self._store, days)
+        except (StoreError, SQLAlchemyError) as error:
+            logger.warning("old responses not deleted", extra={"error": str(error)})
 
     async def _follow(self, lane: Lane, session: aiohttp.ClientSession, *, look: bool) -> None:
         champion = await asyncio.to_thread(bundles.champion, self._store, lane.task.name)

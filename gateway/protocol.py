@@ -6,7 +6,7 @@ here.
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -201,9 +201,20 @@ def _plain_text(message: Mapping[str, Any]) -> bool:
 class Sink:
     """The response as it is written: one start, then parts. ``ended`` is set just before the last
     byte leaves, so that a client that has everything is never taken for one that left. ``more``
-    are headers for whatever the answer turns out to be."""
+    are headers for whatever the answer turns out to be; ``error_body`` and ``error_event`` say an
+    error, before and after the start, as the endpoint's API does."""
 
-    __slots__ = ("_id", "_send", "ended", "first_byte_at", "more", "started", "status")
+    __slots__ = (
+        "_id",
+        "_send",
+        "ended",
+        "error_body",
+        "error_event",
+        "first_byte_at",
+        "more",
+        "started",
+        "status",
+    )
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
@@ -213,6 +224,8 @@ class Sink:
         self.ended = False
         self.first_byte_at: float | None = None
         self.more: Headers = []
+        self.error_body: Callable[[GatewayError], Body] = GatewayError.envelope
+        self.error_event: Callable[[GatewayError], bytes] = error_event
 
     async def start(self, status: int, headers: Headers) -> None:
         self.started, self.status = True, status
@@ -239,9 +252,9 @@ class Sink:
         await self.whole(status, orjson.dumps(data), [JSON])
 
     async def fail(self, error: GatewayError) -> None:
-        """The error in OpenAI's envelope: as a response, or inside a stream that has begun."""
+        """The error in its envelope: as a response, or inside a stream that has begun."""
         if self.started:
-            await self.end(error_event(error))
+            await self.end(self.error_event(error))
             return
         headers: Headers = [JSON]
         if error.retry is not None:
@@ -250,7 +263,7 @@ class Sink:
         if error.status == 413:
             # the rest of the body is not going to be read
             headers.append((b"connection", b"close"))
-        await self.whole(error.status, orjson.dumps(error.envelope()), headers)
+        await self.whole(error.status, orjson.dumps(self.error_body(error)), headers)
 
 
 def error_event(error: GatewayError) -> bytes:

@@ -20,14 +20,14 @@ from sqlmodel import SQLModel
 
 from gateway.errors import StoreError
 from gateway.ids import new_id
-from gateway.tables import Exchange, ExchangeEvent, Request
+from gateway.tables import Exchange, ExchangeEvent, Request, StoredResponse
 
 logger = logging.getLogger(__name__)
 
 #: a segment is closed at this size, so that draining shows progress on disk
 SEGMENT_BYTES = 16_000_000
 MODELS: dict[str, type[SQLModel]] = {
-    str(model.__tablename__): model for model in (Exchange, ExchangeEvent, Request)
+    str(model.__tablename__): model for model in (Exchange, ExchangeEvent, Request, StoredResponse)
 }
 
 

@@ -217,3 +217,20 @@ class Evaluation(SQLModel, table=True):
     agreement_low: float
     agreement_high: float
     detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+class StoredResponse(SQLModel, table=True):
+    """A response of the Responses API that was made here, and what was said before it."""
+
+    __tablename__ = "response"
+    id: str = Field(primary_key=True)
+    caller: str
+    """Id of the API key; nobody else may see the row."""
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False, index=True))
+    request_id: str = Field(index=True)
+    thread: str = Field(index=True)
+    """Id of the first response of the conversation."""
+    items: list[dict[str, Any]] = Field(sa_column=Column(JSON, nullable=False))
+    """The conversation up to this response, as input items, without instructions."""
+    body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    """The response as the client got it."""

@@ -1,0 +1,92 @@
+"""Responses that were made here, kept so that a later request can go on from them.
+
+A row is its caller's alone: to anybody else it does not exist. It holds the whole conversation up
+to it, so one look is enough to go on, and deleting an earlier response breaks no later one.
+"""
+
+import secrets
+from collections.abc import Sequence
+from datetime import timedelta
+
+from sqlalchemy import delete
+from sqlmodel import Session, col, select
+
+from gateway.protocol import Body
+from gateway.store import Store
+from gateway.tables import StoredResponse, utcnow
+
+#: what tells our ids from the teacher's
+PREFIX = "resp_rt"
+_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco"}
+
+
+def new_response_id() -> str:
+    return PREFIX + secrets.token_hex(24)
+
+
+def is_ours(response_id: object) -> bool:
+    return isinstance(response_id, str) and response_id.startswith(PREFIX)
+
+
+def find(store: Store, response_id: str, caller: str) -> StoredResponse | None:
+    with store.session() as session:
+        row = session.get(StoredResponse, response_id)
+        return row if row is not None and row.caller == caller else None
+
+
+def remove(store: Store, response_id: str, caller: str) -> bool:
+    """False where the caller has no such response."""
+    with store.transaction() as session:
+        row = session.get(StoredResponse, response_id)
+        if row is None or row.caller != caller:
+            return False
+        session.delete(row)
+        return True
+
+
+def erase_requests(session: Session, request_ids: Sequence[str]) -> None:
+    """Delete the responses to these requests, and every other one of their conversations: those
+    hold the same text."""
+    threads = select(StoredResponse.thread).where(
+        col(StoredResponse.request_id).in_(list(request_ids))
+    )
+    session.exec(delete(StoredResponse).where(col(StoredResponse.thread).in_(threads)))
+
+
+def forget_old(store: Store, max_age_days: float) -> None:
+    """Delete what is older."""
+    before = utcnow() - timedelta(days=max_age_days)
+    with store.session() as session:
+        # a look first: most of the time there is nothing, and no lock is taken for it
+        old = select(StoredResponse.id).where(col(StoredResponse.at) < before)
+        if session.exec(old.limit(1)).first() is None:
+            return
+    with store.transaction() as session:
+        session.exec(delete(StoredResponse).where(col(StoredResponse.at) < before))
+
+
+def conversation(row: StoredResponse) -> list[Body]:
+    """Everything said up to and including this response, as input items."""
+    output: list[Body] = row.body["output"]
+    return [*row.items, *output]
+
+
+def with_ids(items: Sequence[Body], response_id: str) -> list[Body]:
+    """Items as the API lists them: each with an id, a message's content as an array of parts."""
+    listed: list[Body] = []
+    for index, item in enumerate(items):
+        made: Body = {"type": "message"} | item
+        listed.append(made)
+        own = f"{_PREFIXES[made['type']]}_{response_id.removeprefix('resp_')}in{index:02x}"
+        made.setdefault("id", own)
+        if made["type"] == "message":
+            made.setdefault("status", "completed")
+            if isinstance(made["content"], str):
+                made["content"] = [_part(made["role"], made["content"])]
+    return listed
+
+
+def _part(role: str, text: str) -> Body:
+    if role == "assistant":
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"type": "input_text", "text": text}

@@ -32,24 +32,27 @@ from gateway.trip import Trip
 logger = logging.getLogger(__name__)
 
 Work = Callable[[Parts, Incoming, Sink], Coroutine[Any, Any, None]]
+Greet = Callable[[Incoming, Sink], None]
 
 
 def endpoints(parts: Parts) -> list[Endpoint]:
     """In the order they are matched."""
 
-    def endpoint(path: str, work: Work, methods: str, *, public: bool = False) -> Endpoint:
-        return Endpoint(path, Served(parts, work, methods.split(), public=public))
-
-    def anthropic(path: str, work: Work) -> Endpoint:
-        return Endpoint(path, Served(parts, work, ["POST"], public=False, greet=as_anthropic))
+    def endpoint(
+        path: str, work: Work, methods: str, *, public: bool = False, greet: Greet | None = None
+    ) -> Endpoint:
+        return Endpoint(path, Served(parts, work, methods.split(), public=public, greet=greet))
 
     return [
         endpoint("/v1/chat/completions", chat_completions, "POST GET"),
         endpoint("/v1/responses", partial(create_response, chat_completions), "POST"),
         # what the API has beside our responses (/input_tokens, /compact) is the teacher's
         endpoint("/v1/responses/{path:path}", stored_response, "GET POST DELETE"),
-        anthropic("/v1/messages", partial(create_message, chat_completions)),
-        anthropic("/v1/messages/count_tokens", count_tokens),
+        endpoint(
+            "/v1/messages", partial(create_message, chat_completions), "POST", greet=as_anthropic
+        ),
+        endpoint("/v1/messages/count_tokens", count_tokens, "POST", greet=as_anthropic),
+        endpoint("/v1/messages/{path:path}", pass_through, "GET POST DELETE", greet=as_anthropic),
         endpoint("/v1/models", list_models, "GET"),
         endpoint("/v1/models/{name:path}", one_model, "GET DELETE"),
         endpoint("/v1/{path:path}", pass_through, "GET POST DELETE"),
@@ -71,7 +74,7 @@ class Served:
         methods: list[str],
         *,
         public: bool,
-        greet: Callable[[Incoming, Sink], None] | None = None,
+        greet: Greet | None = None,
     ) -> None:
         self._parts = parts
         self._greet = greet

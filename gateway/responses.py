@@ -89,6 +89,8 @@ async def stored_response(parts: Parts, incoming: Incoming, sink: Sink) -> None:
     if row is None:
         raise _unknown(response_id)
     if (incoming.method, part) == ("GET", ""):
+        if parse_qs(incoming.query).get("stream") == ["true"]:
+            raise wrong("stream", "is possible for background responses only")
         await sink.json(200, row.body)
     elif (incoming.method, part) == ("GET", "input_items"):
         await sink.json(200, _page(row, parse_qs(incoming.query)))

@@ -119,7 +119,8 @@ def _tools(body: Body, chat: Body) -> None:
     if tools:
         chat["tools"] = [_nested(tool) for tool in tools]
     choice = body.get("tool_choice")
-    if choice is None or (isinstance(choice, str) and not tools):
+    if choice is None or (choice in ("auto", "none") and not tools):
+        # chat completions take no choice among no tools
         return
     if isinstance(choice, str):
         chat["tool_choice"] = choice

@@ -106,11 +106,10 @@ class Translated:
 
     async def _tell_whole(self) -> None:
         if self._status >= 400:
-            raise UpstreamRefused(
-                envelope(self._rest, self._status),
-                status=self._status,
-                headers={k.decode("latin-1"): v.decode("latin-1") for k, v in self._headers},
-            )
+            headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in self._headers}
+            said = envelope(self._rest, self._status)
+            await self._sink.fail(UpstreamRefused(said, status=self._status, headers=headers))
+            return
         self._read(as_chunk(parse_chunk(self._rest, "teacher")))
         self._speech.end()
         body = self._speech.body

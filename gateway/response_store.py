@@ -75,10 +75,11 @@ def with_ids(items: Sequence[Body], response_id: str) -> list[Body]:
     """Items as the API lists them: each with an id, a message's content as an array of parts."""
     listed: list[Body] = []
     for index, item in enumerate(items):
-        made: Body = {"type": "message"} | item
+        made: Body = item | {"type": item.get("type") or "message"}
         listed.append(made)
-        own = f"{_PREFIXES[made['type']]}_{response_id.removeprefix('resp_')}in{index:02x}"
-        made.setdefault("id", own)
+        if not isinstance(made.get("id"), str):
+            own = response_id.removeprefix("resp_")
+            made["id"] = f"{_PREFIXES[made['type']]}_{own}in{index:02x}"
         if made["type"] == "message":
             made.setdefault("status", "completed")
             if isinstance(made["content"], str):

@@ -4,22 +4,29 @@ traffic is the teacher's own, byte for byte, where it serves this API."""
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 from urllib.parse import parse_qs
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from gateway import response_store
 from gateway.config import Task
-from gateway.errors import InvalidRequest, StoreError, UnknownEndpoint
+from gateway.errors import InvalidRequest, StoreError, UnknownEndpoint, UpstreamUnavailable
 from gateway.parts import Parts
 from gateway.passthrough import pass_through
 from gateway.protocol import Body, Incoming, Sink, read_json
 from gateway.responses_request import read_request, system_texts, unknown_previous
 from gateway.responses_stream import ResponseSpeech
+from gateway.store import Store
 from gateway.tables import StoredResponse, utcnow
 from gateway.translated import Ask, Inexpressible, ask_chat, claiming, served_natively
 from gateway.wanted import wrong
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: parameters a response repeats, with what they are where the request does not say
 _ECHOED: Body = {
@@ -81,11 +88,11 @@ async def stored_response(parts: Parts, incoming: Incoming, sink: Sink) -> None:
         return
     caller = incoming.caller.id
     if (incoming.method, part) == ("DELETE", ""):
-        if not await asyncio.to_thread(response_store.remove, parts.store, response_id, caller):
+        if not await _look(response_store.remove, parts, response_id, caller):
             raise _unknown(response_id)
         await sink.json(200, {"id": response_id, "object": "response", "deleted": True})
         return
-    row = await asyncio.to_thread(response_store.find, parts.store, response_id, caller)
+    row = await _look(response_store.find, parts, response_id, caller)
     if row is None:
         raise _unknown(response_id)
     if (incoming.method, part) == ("GET", ""):
@@ -115,12 +122,23 @@ async def _previous(parts: Parts, incoming: Incoming, body: Body) -> StoredRespo
     previous = body.get("previous_response_id")
     if not response_store.is_ours(previous):
         return None
-    row = await asyncio.to_thread(
-        response_store.find, parts.store, str(previous), incoming.caller.id
-    )
+    row = await _look(response_store.find, parts, str(previous), incoming.caller.id)
     if row is None:
         raise unknown_previous(previous)
     return row
+
+
+async def _look(
+    how: Callable[[Store, str, str], T], parts: Parts, response_id: str, caller: str
+) -> T:
+    """Raises UpstreamUnavailable while the database is away: what it holds is not gone."""
+    try:
+        return await asyncio.to_thread(how, parts.store, response_id, caller)
+    except (StoreError, SQLAlchemyError) as error:
+        logger.error("stored responses away", extra={"error": str(error)})
+        raise UpstreamUnavailable(
+            "Stored responses cannot be read at the moment.", code="store_unavailable"
+        ) from None
 
 
 def _drop_metadata(

@@ -78,7 +78,7 @@ class ResponseSpeech:
 
     def _hear(self, choice: Body) -> None:
         delta = choice.get("delta") or {}
-        logprobs = (choice.get("logprobs") or {}).get("content") or []
+        logprobs = [_token(t) for t in (choice.get("logprobs") or {}).get("content") or ()]
         if text := delta.get("content"):
             self._say("output_text", text, logprobs)
         if text := delta.get("refusal"):
@@ -201,6 +201,17 @@ class ResponseSpeech:
         told = bytes(self._told)
         self._told.clear()
         return told
+
+
+def _token(token: Body) -> Body:
+    """One token's log-probability; here its bytes must be there, in a chat completion they need
+    not."""
+    top = [_with_bytes(other) for other in token.get("top_logprobs") or ()]
+    return {**_with_bytes(token), "top_logprobs": top}
+
+
+def _with_bytes(token: Body) -> Body:
+    return token if token.get("bytes") else {**token, "bytes": list(token["token"].encode())}
 
 
 def _usage(usage: Body) -> Body:

@@ -161,12 +161,21 @@ async def ask_chat(
         path="/v1/chat/completions",
         query="",
         headers=headers,
-        raw=orjson.dumps(body),
+        raw=_dumped(body),
     )
     try:
         await ask(parts, chat, Sink(Translated(sink, speech, keep), incoming.id))
     except Broken:
         raise UpstreamError("The answer broke off.", code="upstream_broken") from None
+
+
+def _dumped(body: Body) -> bytes:
+    """Raises InvalidRequest for what is nested deeper than can be written, here or, a few levels
+    further in, in the answer that repeats it."""
+    try:
+        return orjson.dumps([[[body]]])[3:-3]
+    except orjson.JSONEncodeError:
+        raise InvalidRequest("The request body is nested too deeply.") from None
 
 
 def served_natively(parts: Parts, api: Api) -> bool:
@@ -183,5 +192,7 @@ def claiming(
         return None
     messages = [{"role": "system", "content": text} for text in system]
     messages.append({"role": "user", "content": ""})
-    glance = orjson.dumps({"model": model, "messages": messages, "metadata": metadata})
+    labels = metadata.items() if isinstance(metadata, dict) else ()
+    told = {name: value for name, value in labels if isinstance(value, str)}
+    glance = orjson.dumps({"model": model, "messages": messages, "metadata": told})
     return parts.claims.find(read_chat(replace(incoming, raw=glance)), incoming.headers)

@@ -8,7 +8,9 @@ from typing import Any
 
 import anthropic
 import pytest
+from anthropic.types import RawMessageStreamEvent
 from fake_openai import FakeOpenAI, Reply
+from pydantic import TypeAdapter
 from running_gateway import RunningGateway
 from triage import QUESTION, SYSTEM, Start
 
@@ -19,6 +21,7 @@ ASK: dict[str, Any] = {
     "messages": [{"role": "user", "content": QUESTION}],
 }
 URL = "/v1/messages"
+EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
 TOOL = {"name": "track", "description": "Where.", "input_schema": {"type": "object"}}
 CALL = {
     "id": "call_1",
@@ -191,6 +194,7 @@ def test_a_stream_has_its_events_in_order(serving: Start) -> None:
     for block in raw.decode().removesuffix("\n\n").split("\n\n"):
         name, data = block.split("\n")
         events.append(json.loads(data.removeprefix("data: ")))
+        EVENT.validate_python(events[-1])
         assert name == f"event: {events[-1]['type']}"
     start, block_start, delta, block_stop, message_delta, stop = events
     assert start["type"] == "message_start"

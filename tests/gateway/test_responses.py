@@ -7,12 +7,16 @@ from typing import Any
 import openai
 import pytest
 from fake_openai import FakeOpenAI, Reply
+from openai.types.responses import Response, ResponseStreamEvent
+from outage import outage
+from pydantic import TypeAdapter
 from running_gateway import RunningGateway, wait_until
 from small_bundle import UNSURE
 from triage import QUESTION, SYSTEM, Start
 
 ASK: dict[str, Any] = {"model": "gpt-large", "instructions": SYSTEM, "input": QUESTION}
 URL = "/v1/responses"
+EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 TOOL = {
     "type": "function",
     "name": "track",
@@ -29,7 +33,10 @@ CALL = {
 
 def posted(gateway: RunningGateway, body: dict[str, Any], **headers: str) -> tuple[int, Any]:
     status, _, data = gateway.send("POST", URL, body, headers)
-    return status, json.loads(data)
+    answer = json.loads(data)
+    if answer.get("object") == "response":
+        Response.model_validate(answer)
+    return status, answer
 
 
 def told(raw: bytes) -> list[dict[str, Any]]:
@@ -39,6 +46,7 @@ def told(raw: bytes) -> list[dict[str, Any]]:
         name, data = block.split("\n")
         event = json.loads(data.removeprefix("data: "))
         assert name == f"event: {event['type']}"
+        EVENT.validate_python(event)
         events.append(event)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     return events
@@ -655,3 +663,31 @@ def test_a_doubtful_draft_of_a_response_escalates_like_any_other(
     rows = gateway.exchanges()
     assert [(row.student_text, row.teacher_text) for row in rows] == [("parcel", "refund")] * 2
     wait_until(lambda: len(gateway.ledger(2)) == 2)
+
+
+def test_stored_responses_wait_out_an_outage_of_the_database(start: Start) -> None:
+    gateway = start()
+    response = posted(gateway, ASK)[1]
+    with outage(gateway.store, None):
+        # answered all the same, and its row spooled
+        status, during = posted(gateway, ASK)
+        assert status == 200
+        for method, path, body in (
+            ("GET", f"{URL}/{response['id']}", b""),
+            ("DELETE", f"{URL}/{response['id']}", b""),
+            ("POST", URL, ASK | {"previous_response_id": response["id"]}),
+        ):
+            status, _, data = gateway.send(method, path, body)
+            assert (status, json.loads(data)["error"]["code"]) == (503, "store_unavailable")
+    for each in (response, during):
+        path = f"{URL}/{each['id']}"
+        wait_until(lambda path=path: gateway.send("GET", path)[0] == 200)
+
+
+def test_a_body_nested_too_deeply_is_a_bad_request(start: Start) -> None:
+    gateway = start()
+    deep: dict[str, Any] = {}
+    for _ in range(300):
+        deep = {"a": deep}
+    for more in ({"tools": [TOOL | {"parameters": deep}]}, {"metadata": deep}):
+        assert posted(gateway, ASK | more)[0] == 400

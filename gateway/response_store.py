@@ -4,6 +4,7 @@ A row is its caller's alone: to anybody else it does not exist. It holds the who
 to it, so one look is enough to go on, and deleting an earlier response breaks no later one.
 """
 
+import re
 import secrets
 from collections.abc import Sequence
 from datetime import timedelta
@@ -17,6 +18,8 @@ from gateway.tables import StoredResponse, utcnow
 
 #: what tells our ids from the teacher's
 PREFIX = "resp_rt"
+#: an item's id says which response it belongs to
+_ITEM = re.compile(rf"[a-z]+_({PREFIX.removeprefix('resp_')}[0-9a-f]{{48}})(?:in)?[0-9a-f]{{2,}}")
 _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco"}
 
 
@@ -32,6 +35,22 @@ def find(store: Store, response_id: str, caller: str) -> StoredResponse | None:
     with store.session() as session:
         row = session.get(StoredResponse, response_id)
         return row if row is not None and row.caller == caller else None
+
+
+def response_of(item_id: object) -> str | None:
+    """The id of the response an item of ours belongs to; None where the item is not ours."""
+    match = _ITEM.fullmatch(item_id) if isinstance(item_id, str) else None
+    return None if match is None else f"resp_{match[1]}"
+
+
+def find_items(store: Store, item_ids: Sequence[str], caller: str) -> dict[str, Body]:
+    """Those of the items that the caller has, by id."""
+    found: dict[str, Body] = {}
+    for response_id in {response_of(item_id) for item_id in item_ids}:
+        row = None if response_id is None else find(store, response_id, caller)
+        if row is not None:
+            found |= {item["id"]: item for item in conversation(row)}
+    return found
 
 
 def remove(store: Store, response_id: str, caller: str) -> bool:

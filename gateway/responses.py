@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,6 +26,7 @@ from gateway.wanted import wrong
 
 logger = logging.getLogger(__name__)
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 #: parameters a response repeats, with what they are where the request does not say
@@ -53,10 +54,13 @@ async def create_response(ask: Ask, parts: Parts, incoming: Incoming, sink: Sink
     native = served_natively(parts, "responses")
     previous = await _previous(parts, incoming, body)
     history = [] if previous is None else response_store.conversation(previous)
+    body, referred = await _with_items(parts, incoming, body)
+    # the teacher knows nothing of a conversation that is kept here
+    ours = previous is not None or referred
     texts = system_texts(body, history)
     task = claiming(parts, incoming, body.get("model"), texts, body.get("metadata"))
     theirs = previous is None and body.get("previous_response_id") is not None
-    if native and previous is None and (task is None or theirs):
+    if native and not ours and (task is None or theirs):
         await pass_through(parts, incoming, sink, stream=body.get("stream") is True)
         return
     if theirs:
@@ -64,8 +68,7 @@ async def create_response(ask: Ask, parts: Parts, incoming: Incoming, sink: Sink
     try:
         wanted = read_request(body, history)
     except Inexpressible:
-        # the teacher knows nothing of a conversation that is kept here
-        if not native or previous is not None:
+        if not native or ours:
             raise
         await pass_through(parts, incoming, sink, stream=body.get("stream") is True)
         return
@@ -128,12 +131,42 @@ async def _previous(parts: Parts, incoming: Incoming, body: Body) -> StoredRespo
     return row
 
 
-async def _look(
-    how: Callable[[Store, str, str], T], parts: Parts, response_id: str, caller: str
-) -> T:
+async def _with_items(parts: Parts, incoming: Incoming, body: Body) -> tuple[Body, bool]:
+    """The body with the items its references mean, and whether any were ours. Raises
+    InvalidRequest where one is gone, or never was this caller's."""
+    asked = body.get("input")
+    if not isinstance(asked, list):
+        return body, False
+    ids = [
+        item["id"]
+        for item in asked
+        if _is_reference(item) and response_store.response_of(item["id"]) is not None
+    ]
+    if not ids:
+        return body, False
+    found = await _look(response_store.find_items, parts, ids, incoming.caller.id)
+    for item_id in ids:
+        if item_id not in found:
+            raise InvalidRequest(
+                f"Item with id '{item_id}' not found.",
+                param="input",
+                code="item_not_found",
+                status=404,
+            )
+    items = [found.get(item["id"], item) if _is_reference(item) else item for item in asked]
+    return body | {"input": items}, True
+
+
+def _is_reference(item: Any) -> bool:
+    if not isinstance(item, dict) or not isinstance(item.get("id"), str):
+        return False
+    return item.get("type") == "item_reference" or (item.get("type") is None and len(item) == 1)
+
+
+async def _look(how: Callable[[Store, K, str], T], parts: Parts, what: K, caller: str) -> T:
     """Raises UpstreamUnavailable while the database is away: what it holds is not gone."""
     try:
-        return await asyncio.to_thread(how, parts.store, response_id, caller)
+        return await asyncio.to_thread(how, parts.store, what, caller)
     except (StoreError, SQLAlchemyError) as error:
         logger.error("stored responses away", extra={"error": str(error)})
         raise UpstreamUnavailable(

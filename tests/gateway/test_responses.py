@@ -472,6 +472,26 @@ def test_conversations_go_on_from_a_stored_response_without_its_instructions(
     assert api.responses.retrieve(third.id).output_text == "refund"
 
 
+def test_items_made_here_may_be_referred_to(start: Start, teacher: FakeOpenAI) -> None:
+    gateway = start()
+    first = posted(gateway, ASK)[1]
+    (said,) = first["output"]
+    _, _, data = gateway.send("GET", f"{URL}/{first['id']}/input_items")
+    (heard,) = json.loads(data)["data"]
+    references = [{"type": "item_reference", "id": heard["id"]}, {"id": said["id"]}]
+    again = {"role": "user", "content": "sure?"}
+    status, _ = posted(gateway, ASK | {"input": [*references, again]})
+    assert status == 200
+    assert teacher.chats[-1]["messages"][1:] == [
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": "parcel"},
+        again,
+    ]
+    gateway.send("DELETE", f"{URL}/{first['id']}")
+    status, body = posted(gateway, ASK | {"input": [*references, again]})
+    assert (status, body["error"]["param"]) == (404, "input")
+
+
 def test_stored_responses_are_their_callers_alone(
     start: Start, teacher: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -490,6 +510,8 @@ def test_stored_responses_are_their_callers_alone(
     with pytest.raises(openai.BadRequestError) as caught:
         other.responses.create(**ASK, previous_response_id=response.id)
     assert caught.value.code == "previous_response_not_found"
+    with pytest.raises(openai.NotFoundError):
+        other.responses.create(model="gpt-large", input=[{"id": response.output[0].id}])
     assert mine.responses.retrieve(response.id).id == response.id
 
 

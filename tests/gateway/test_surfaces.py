@@ -9,6 +9,7 @@ from typing import Any
 import openai
 import pytest
 from fake_openai import FakeOpenAI, Reply
+from small_bundle import SURE
 from triage import BODY, MESSAGES, Start
 
 CHAT = "/v1/chat/completions"
@@ -212,6 +213,31 @@ def test_a_json_schema_is_kept_by_whoever_answers(
     assert answer.headers["x-retort-reason"] == "invalid"
     assert json.loads(answer.parse().choices[0].message.content or "") == {"kind": "parcel"}
     assert teacher.chats[-1]["response_format"] == wanted
+
+
+def test_keys_a_student_server_leaves_empty_are_left_out(
+    serving: Start, student: FakeOpenAI
+) -> None:
+    gateway = serving()
+    student.reply = Reply(logprob=SURE, text="parcel", message={"tool_calls": []})
+    _, headers, data = gateway.send("POST", CHAT, BODY)
+    assert headers["x-retort-route"] == "student"
+    message = json.loads(data)["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": "parcel", "refusal": None}
+    _, headers, data = gateway.send("POST", CHAT, BODY | {"stream": True})
+    assert headers["x-retort-route"] == "student"
+    assert b"tool_calls" not in data
+
+
+def test_fields_of_models_arrive_as_they_are(start: Start, teacher: FakeOpenAI) -> None:
+    gateway = start()
+    teacher.model_fields = {"shutdown_date": "2027-01-06", "future": [1]}
+    for model in (
+        gateway.json("/v1/models")[1]["data"][0],
+        gateway.json("/v1/models/gpt-large")[1],
+    ):
+        assert model["id"] == "gpt-large"
+        assert (model["shutdown_date"], model["future"]) == ("2027-01-06", [1])
 
 
 def test_log_probabilities_of_the_teacher_arrive_in_streams_too(start: Start) -> None:

@@ -149,22 +149,17 @@ async def ask_chat(
     speech: Speech,
     keep: Callable[[Body], Awaitable[None]],
 ) -> None:
-    """Answer ``incoming`` by the chat completion ``body``. Raises GatewayError."""
+    """Answer ``incoming`` by the chat completion ``body``, which it becomes. Raises
+    GatewayError."""
     headers = {
         name: value
         for name, value in incoming.headers.items()
         if name not in _NOT_SENT and not name.startswith("anthropic-")
     }
-    headers["content-type"] = "application/json"
-    chat = replace(
-        incoming,
-        path="/v1/chat/completions",
-        query="",
-        headers=headers,
-        raw=_dumped(body),
-    )
+    incoming.headers = headers | {"content-type": "application/json"}
+    incoming.path, incoming.query, incoming.raw = "/v1/chat/completions", "", _dumped(body)
     try:
-        await ask(parts, chat, Sink(Translated(sink, speech, keep), incoming.id))
+        await ask(parts, incoming, Sink(Translated(sink, speech, keep), incoming.id))
     except Broken:
         raise UpstreamError("The answer broke off.", code="upstream_broken") from None
 

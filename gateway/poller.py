@@ -6,14 +6,14 @@ import time
 from collections.abc import Sequence
 
 import aiohttp
-from sqlalchemy.exc import SQLAlchemyError
 
-from gateway import bundles, exchanges, metrics, nights, response_store
+from gateway import bundles, exchanges, metrics, nights
 from gateway.adapters import answers, load_adapter, loaded
 from gateway.bundles import BundleFiles
 from gateway.config import Config
-from gateway.errors import BundleError, RetortError, StoreError
+from gateway.errors import BundleError, RetortError
 from gateway.lane import Lane, Live
+from gateway.response_store import forget_old
 from gateway.store import Store
 from gateway.tables import Bundle, utcnow
 from gateway.upstream import Upstream
@@ -48,8 +48,18 @@ class Poller:
 
     async def run(self) -> None:
         while True:
+            if time.monotonic() >= self._forget_at:
+                self._forget_at = time.monotonic() + FORGET_S
+                await self._forget()
             await asyncio.sleep(INTERVAL_S)
             await self.round()
+
+    async def _forget(self) -> None:
+        days = self._config.store.responses_days
+        try:
+            await asyncio.to_thread(forget_old, self._store, days)
+        except RetortError as error:
+            logger.warning("old responses not deleted", extra={"error": str(error)})
 
     async def round(self) -> None:
         slow = time.monotonic() >= self._slow_at
@@ -64,20 +74,9 @@ class Poller:
                 except Exception:
                     # whatever it was, the gateway serves on with what it has
                     logger.exception("poll failed", extra={"task": lane.task.name})
-        await self._forget()
         for upstream in self._upstreams:
             await upstream.mend()
         metrics.spool_rows.set(self._store.spool_rows)
-
-    async def _forget(self) -> None:
-        if time.monotonic() < self._forget_at:
-            return
-        self._forget_at = time.monotonic() + FORGET_S
-        days = self._config.store.responses_days
-        try:
-            await asyncio.to_thread(response_store.forget_old, self._store, days)
-        except (StoreError, SQLAlchemyError) as error:
-            logger.warning("old responses not deleted", extra={"error": str(error)})
 
     async def _follow(self, lane: Lane, session: aiohttp.ClientSession, *, look: bool) -> None:
         champion = await asyncio.to_thread(bundles.champion, self._store, lane.task.name)

@@ -12,6 +12,7 @@ from datetime import timedelta
 from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
+from gateway.database import refused_in_one_line
 from gateway.protocol import Body
 from gateway.store import Store
 from gateway.tables import StoredResponse, utcnow
@@ -32,7 +33,8 @@ def is_ours(response_id: object) -> bool:
 
 
 def find(store: Store, response_id: str, caller: str) -> StoredResponse | None:
-    with store.session() as session:
+    """None where the caller has no such response. Raises StoreError."""
+    with refused_in_one_line(store.engine), store.session() as session:
         row = session.get(StoredResponse, response_id)
         return row if row is not None and row.caller == caller else None
 
@@ -44,7 +46,7 @@ def response_of(item_id: object) -> str | None:
 
 
 def find_items(store: Store, item_ids: Sequence[str], caller: str) -> dict[str, Body]:
-    """Those of the items that the caller has, by id."""
+    """Those of the items that the caller has, by id. Raises StoreError."""
     found: dict[str, Body] = {}
     for response_id in {response_of(item_id) for item_id in item_ids}:
         row = None if response_id is None else find(store, response_id, caller)
@@ -54,7 +56,7 @@ def find_items(store: Store, item_ids: Sequence[str], caller: str) -> dict[str, 
 
 
 def remove(store: Store, response_id: str, caller: str) -> bool:
-    """False where the caller has no such response."""
+    """False where the caller has no such response. Raises StoreError."""
     with store.transaction() as session:
         row = session.get(StoredResponse, response_id)
         if row is None or row.caller != caller:
@@ -73,9 +75,9 @@ def erase_requests(session: Session, request_ids: Sequence[str]) -> None:
 
 
 def forget_old(store: Store, max_age_days: float) -> None:
-    """Delete what is older."""
+    """Delete what is older. Raises StoreError."""
     before = utcnow() - timedelta(days=max_age_days)
-    with store.session() as session:
+    with refused_in_one_line(store.engine), store.session() as session:
         # a look first: most of the time there is nothing, and no lock is taken for it
         old = select(StoredResponse.id).where(col(StoredResponse.at) < before)
         if session.exec(old.limit(1)).first() is None:

@@ -9,8 +9,6 @@ from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from gateway import response_store
 from gateway.config import Task
 from gateway.errors import InvalidRequest, StoreError, UnknownEndpoint, UpstreamUnavailable
@@ -167,7 +165,7 @@ async def _look(how: Callable[[Store, K, str], T], parts: Parts, what: K, caller
     """Raises UpstreamUnavailable while the database is away: what it holds is not gone."""
     try:
         return await asyncio.to_thread(how, parts.store, what, caller)
-    except (StoreError, SQLAlchemyError) as error:
+    except StoreError as error:
         logger.error("stored responses away", extra={"error": str(error)})
         raise UpstreamUnavailable(
             "Stored responses cannot be read at the moment.", code="store_unavailable"

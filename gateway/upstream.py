@@ -34,14 +34,7 @@ CONNECT_S = 5.0
 #: a server that asks for a longer pause is left to the client's own retries
 LONGEST_PAUSE_S = 5.0
 #: of the client's headers, those that are between it and the gateway
-_OURS = HOP_BY_HOP | {
-    "host",
-    "content-length",
-    "authorization",
-    "x-api-key",
-    "accept-encoding",
-    "expect",
-}
+_OURS = HOP_BY_HOP | {"host", "content-length", "authorization", "accept-encoding", "expect"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +113,8 @@ class Upstream:
             sent["authorization"] = self._authorization
         elif self._pass_key and "authorization" in client:
             sent["authorization"] = client["authorization"]
-        if "x-api-key" in client and "anthropic-version" in client and "authorization" in sent:
-            # Anthropic's API looks for its key where its client put it
+        if sent.pop("x-api-key", None) and "anthropic-version" in sent and "authorization" in sent:
+            # Anthropic's API looks for its key where its client put the gateway's
             sent["x-api-key"] = sent.pop("authorization").removeprefix("Bearer ")
         return sent
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from prometheus_client import REGISTRY
@@ -23,28 +24,41 @@ from gateway.errors import (
 from gateway.feedback import feedback
 from gateway.ids import new_id
 from gateway.keys import UNCLAIMED
+from gateway.messages import as_anthropic, count_tokens, create_message
 from gateway.parts import Parts
 from gateway.passthrough import Broken, pass_through
 from gateway.protocol import Gone, Incoming, Sink, read_body, read_chat
 from gateway.recall import recalled, remember
+from gateway.responses import create_response, stored_response
 from gateway.stored import keep_answer, list_completions, one_completion
 from gateway.trip import Trip
 
 logger = logging.getLogger(__name__)
 
 Work = Callable[[Parts, Incoming, Sink], Coroutine[Any, Any, None]]
+Greet = Callable[[Incoming, Sink], None]
 
 
 def endpoints(parts: Parts) -> list[Endpoint]:
     """In the order they are matched."""
 
-    def endpoint(path: str, work: Work, methods: str, *, public: bool = False) -> Endpoint:
-        return Endpoint(path, Served(parts, work, methods.split(), public=public))
+    def endpoint(
+        path: str, work: Work, methods: str, *, public: bool = False, greet: Greet | None = None
+    ) -> Endpoint:
+        return Endpoint(path, Served(parts, work, methods.split(), public=public, greet=greet))
 
     return [
         endpoint("/v1/chat/completions", chat_completions, "POST GET"),
         endpoint("/v1/chat/completions/{rest:path}", one_completion, "GET POST DELETE"),
         endpoint("/v1/feedback", feedback, "GET POST"),
+        endpoint("/v1/responses", partial(create_response, chat_completions), "POST"),
+        # what the API has beside our responses (/input_tokens, /compact) is the teacher's
+        endpoint("/v1/responses/{path:path}", stored_response, "GET POST DELETE"),
+        endpoint(
+            "/v1/messages", partial(create_message, chat_completions), "POST", greet=as_anthropic
+        ),
+        endpoint("/v1/messages/count_tokens", count_tokens, "POST", greet=as_anthropic),
+        endpoint("/v1/messages/{path:path}", pass_through, "GET POST DELETE", greet=as_anthropic),
         endpoint("/v1/models", list_models, "GET"),
         endpoint("/v1/models/{name:path}", one_model, "GET DELETE"),
         endpoint("/v1/{path:path}", pass_through, "GET POST DELETE"),
@@ -56,10 +70,20 @@ def endpoints(parts: Parts) -> list[Endpoint]:
 
 
 class Served:
-    """One endpoint as an ASGI application: key, body, the work, its errors."""
+    """One endpoint as an ASGI application: key, body, the work, its errors. ``greet`` sees the
+    request first: where the endpoint's API has its own place for the key and its own errors."""
 
-    def __init__(self, parts: Parts, work: Work, methods: list[str], *, public: bool) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        work: Work,
+        methods: list[str],
+        *,
+        public: bool,
+        greet: Greet | None = None,
+    ) -> None:
         self._parts = parts
+        self._greet = greet
         self._work = work
         self._methods = methods
         self._public = public
@@ -74,6 +98,8 @@ class Served:
             headers={k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]},
         )
         sink = Sink(send, incoming.id)
+        if self._greet is not None:
+            self._greet(incoming, sink)
         metrics.inflight.inc()
         try:
             if not self._public:

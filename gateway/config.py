@@ -86,6 +86,8 @@ class StoreSection(Section):
     """Environment variable that holds the URL instead (for passwords)."""
     commit_ms: float = Field(default=3.0, ge=0, le=1000)
     """Shortest time between two commits, so that rows share them; an idle store commits at once."""
+    responses_days: Positive = 30.0
+    """How long responses (of /v1/responses) are kept for a later request to go on from them."""
 
 
 class Teacher(Section):
@@ -105,6 +107,9 @@ class Teacher(Section):
     """What it costs when it answers for a task, whatever model it names; default: pricing."""
     provider: str | None = None
     """Whose list prices hold (openai, anthropic, …); default: whose API base_url is."""
+    apis: list[Literal["responses", "messages"]] = ["responses"]
+    """APIs beside chat completions that it serves itself: what no task claims of them passes to it
+    untouched. One left out is translated to chat completions."""
 
 
 class Student(Section):

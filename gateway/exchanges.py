@@ -13,6 +13,7 @@ import orjson
 from sqlalchemy import ColumnElement, func, or_, update
 from sqlmodel import Session, col, select
 
+from gateway import response_store
 from gateway.database import refused_in_one_line
 from gateway.errors import StoreError
 from gateway.store import Store
@@ -237,7 +238,8 @@ class Erasure:
 
 
 def erase(store: Store, ids: Sequence[str], detail: str = "") -> Erasure:
-    """Remove the text of rows, and whatever could be matched against that text.
+    """Remove the text of rows, whatever could be matched against that text, and the responses
+    kept of those conversations.
 
     In a SQLite file it is overwritten at once; PostgreSQL does so when it vacuums the table.
     """
@@ -253,6 +255,8 @@ def erase_in(session: Session, ids: Sequence[str], detail: str = "") -> Erasure:
     is to follow it."""
     count = 0
     datasets: set[str] = set()
+    for chunk in _chunks(ids):
+        response_store.erase_requests(session, chunk)
     for row in _locked(session, ids, Exchange.state != State.ERASED):
         row.prompt, row.body = "", {}
         row.teacher_text = row.student_text = row.correction = None

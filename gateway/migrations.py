@@ -296,11 +296,28 @@ def m003_stored(connection: Connection) -> None:
     meta.create_all(connection)
 
 
+def m004_responses(connection: Connection) -> None:
+    meta = MetaData()
+    Table(
+        "response",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("caller", String, nullable=False),
+        Column("at", DateTime(timezone=True), nullable=False, index=True),
+        Column("request_id", String, nullable=False, index=True),
+        Column("thread", String, nullable=False, index=True),
+        Column("items", JSON, nullable=False),
+        Column("body", JSON, nullable=False),
+    )
+    meta.create_all(connection)
+
+
 #: in the order in which they are applied
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     m001_initial,
     m002_keys,
     m003_stored,
+    m004_responses,
 )
 
 

@@ -212,9 +212,21 @@ class Sink:
     """The response as it is written: one start, then parts. ``ended`` is set just before the last
     byte leaves, so that a client that has everything is never taken for one that left. ``more``
     are headers for whatever the answer turns out to be; ``copy`` gathers the body, where somebody
-    set it to a list."""
+    set it to a list; ``error_body`` and ``error_event`` say an error, before and after the start,
+    as the endpoint's API does."""
 
-    __slots__ = ("_id", "_send", "copy", "ended", "first_byte_at", "more", "started", "status")
+    __slots__ = (
+        "_id",
+        "_send",
+        "copy",
+        "ended",
+        "error_body",
+        "error_event",
+        "first_byte_at",
+        "more",
+        "started",
+        "status",
+    )
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
@@ -225,6 +237,8 @@ class Sink:
         self.first_byte_at: float | None = None
         self.more: Headers = []
         self.copy: list[bytes] | None = None
+        self.error_body: Callable[[GatewayError], Body] = GatewayError.envelope
+        self.error_event: Callable[[GatewayError], bytes] = error_event
 
     def wrap(self, around: Callable[[Send], Send]) -> None:
         """From now on messages go through ``around`` before they leave."""
@@ -262,9 +276,9 @@ class Sink:
         await self.whole(status, orjson.dumps(data), [JSON])
 
     async def fail(self, error: GatewayError) -> None:
-        """The error in OpenAI's envelope: as a response, or inside a stream that has begun."""
+        """The error in its envelope: as a response, or inside a stream that has begun."""
         if self.started:
-            await self.end(error_event(error))
+            await self.end(self.error_event(error))
             return
         headers: Headers = [JSON]
         if error.retry is not None:
@@ -273,7 +287,7 @@ class Sink:
         if error.status == 413:
             # the rest of the body is not going to be read
             headers.append((b"connection", b"close"))
-        await self.whole(error.status, orjson.dumps(error.envelope()), headers)
+        await self.whole(error.status, orjson.dumps(self.error_body(error)), headers)
 
 
 def error_event(error: GatewayError) -> bytes:

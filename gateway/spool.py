@@ -21,7 +21,7 @@ from sqlmodel import SQLModel
 from gateway.errors import StoreError
 from gateway.ids import new_id
 from gateway.line import Row
-from gateway.tables import Exchange, ExchangeEvent, Request, StoredCompletion
+from gateway.tables import Exchange, ExchangeEvent, Request, StoredCompletion, StoredResponse
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 SEGMENT_BYTES = 16_000_000
 MODELS: dict[str, type[SQLModel]] = {
     str(model.__tablename__): model
-    for model in (Exchange, ExchangeEvent, Request, StoredCompletion)
+    for model in (Exchange, ExchangeEvent, Request, StoredCompletion, StoredResponse)
 }
 
 

@@ -379,3 +379,20 @@ class Feedback(SQLModel, table=True):
     comment: str | None = None
     exchange_id: str | None = Field(default=None, index=True)
     """The row of the queue that the correction went to."""
+
+
+class StoredResponse(SQLModel, table=True):
+    """A response of the Responses API that was made here, and what was said before it."""
+
+    __tablename__ = "response"
+    id: str = Field(primary_key=True)
+    caller: str
+    """Id of the API key; nobody else may see the row."""
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False, index=True))
+    request_id: str = Field(index=True)
+    thread: str = Field(index=True)
+    """Id of the first response of the conversation."""
+    items: list[dict[str, Any]] = Field(sa_column=Column(JSON, nullable=False))
+    """The conversation up to this response, as input items, without instructions."""
+    body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    """The response as the client got it."""

@@ -68,6 +68,9 @@ class Served:
             headers={k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]},
         )
         sink = Sink(send, incoming.id)
+        if parts.draining.is_set():
+            # the next request shall find another gateway
+            sink.more.append((b"connection", b"close"))
         metrics.inflight.inc()
         try:
             if not self._public:

@@ -5,12 +5,12 @@ import logging
 
 import orjson
 
+from gateway.chain import Asking, Chain
 from gateway.errors import GatewayError
 from gateway.ledger import Ledger
 from gateway.pricing import cost_usd, read_usage
 from gateway.protocol import Body, Chat
 from gateway.trip import Trip
-from gateway.upstream import Upstream
 from router.decision import Route
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class Auditor:
     """A bounded queue and a few workers. An audit that finds no place, or no teacher, is counted
     as failed and leaves no row: the sample gets smaller, not crooked."""
 
-    def __init__(self, teacher: Upstream, ledger: Ledger) -> None:
+    def __init__(self, teacher: Chain, ledger: Ledger) -> None:
         self._teacher = teacher
         self._ledger = ledger
         self._queue: asyncio.Queue[Trip] = asyncio.Queue(WAITING)
@@ -65,8 +65,9 @@ class Auditor:
         for name in ("stream", "stream_options"):
             body.pop(name, None)
         sent = self._teacher.headers(trip.incoming.headers)
+        asking = Asking()
         try:
-            reply = await self._teacher.ask(orjson.dumps(body), sent)
+            reply = await self._teacher.ask(orjson.dumps(body), sent, asking)
         except GatewayError as error:
             trip.lane.metrics.audits[("failed",)].inc()
             extra = {"request_id": trip.incoming.id, "error": str(error)}
@@ -79,7 +80,8 @@ class Auditor:
         trip.lane.estimate.learn(
             len(trip.incoming.raw), trip.teacher_text or "", trip.teacher_usage
         )
-        children, cost = trip.lane.metrics, cost_usd(trip.config.teacher.price, trip.teacher_usage)
+        price = trip.config.teacher.price if asking.by is None else asking.by.price
+        children, cost = trip.lane.metrics, cost_usd(price, trip.teacher_usage)
         if trip.teacher_usage is not None:
             children.tokens[(Route.TEACHER.value, "input")].inc(trip.teacher_usage.prompt)
             children.tokens[(Route.TEACHER.value, "output")].inc(trip.teacher_usage.completion)

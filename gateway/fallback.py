@@ -45,7 +45,7 @@ async def relay_whole(parts: Parts, trip: Trip, sink: Sink, shadow: Shadow) -> N
     data, headers = teacher_request(parts, trip)
     started = time.perf_counter()
     try:
-        reply = await parts.teacher.ask(data, headers)
+        reply = await parts.teacher.ask(data, headers, trip.asking)
     finally:
         trip.incoming.waited_s += time.perf_counter() - started
     trip.teacher_asked = True
@@ -67,7 +67,7 @@ async def relay_stream(parts: Parts, trip: Trip, sink: Sink, shadow: Shadow) -> 
     )
     data, headers = teacher_request(parts, trip)
     started = time.perf_counter()
-    async with parts.teacher.stream(data, headers, begin) as stream:
+    async with parts.teacher.stream(data, headers, begin, trip.asking) as stream:
         try:
             out = [*EVENTS, *route_headers(trip), *encode_headers(stream.headers.items())]
             await sink.start(200, out)
@@ -75,7 +75,10 @@ async def relay_stream(parts: Parts, trip: Trip, sink: Sink, shadow: Shadow) -> 
                 await sink.write(part)
         finally:
             trip.incoming.waited_s += time.perf_counter() - started
-            if stream.complete:
+            if not stream.complete:
+                # it has cost something by now, and the usage comes last
+                trip.asking.lost += 1
+            else:
                 # also where the client left while only the usage was still to come
                 trip.teacher_asked = True
                 trip.teacher_text = stream.text or None

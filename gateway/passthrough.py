@@ -3,11 +3,14 @@
 import time
 from collections.abc import Mapping
 
+import aiohttp
+
 from gateway import metrics
 from gateway.errors import GatewayError
 from gateway.parts import Parts
 from gateway.protocol import HOP_BY_HOP, Headers, Incoming, Sink, encode_headers
 from gateway.refusals import is_envelope, refused
+from gateway.watched import CHAT, Watched
 from router.decision import Reason, Route
 
 #: the gateway and its server set their own
@@ -48,17 +51,19 @@ async def pass_through(
 
 
 async def _relay(parts: Parts, incoming: Incoming, sink: Sink) -> None:
-    path_query = incoming.path.removeprefix("/v1")
+    path = path_query = incoming.path.removeprefix("/v1")
     if incoming.query:
         path_query += "?" + incoming.query
     headers = parts.teacher.headers(incoming.headers)
     if "accept-encoding" in incoming.headers:
         headers["accept-encoding"] = incoming.headers["accept-encoding"]
+    watched = incoming.method == "POST" and path in CHAT
+    begin = Watched.begin if watched else _untouched
     events = False
     try:
         async with parts.teacher.forward(
-            incoming.method, path_query, incoming.raw, headers
-        ) as response:
+            incoming.method, path_query, incoming.raw, headers, begin, elsewhere=watched
+        ) as (response, answer):
             shown = [*_WHY, *encode_headers(_shown(response.headers))]
             if response.status >= 400 and "content-encoding" not in response.headers:
                 raw = await response.content.read(_ERROR_BYTES)
@@ -69,13 +74,18 @@ async def _relay(parts: Parts, incoming: Incoming, sink: Sink) -> None:
                 return
             events = response.content_type == "text/event-stream"
             await sink.start(response.status, shown)
-            async for part in response.content.iter_any():
+            pieces = response.content.iter_any() if answer is None else answer.parts()
+            async for part in pieces:
                 await sink.write(part)
         await sink.end()
     except GatewayError:
         if sink.started and not events:
             raise Broken from None
         raise
+
+
+async def _untouched(response: aiohttp.ClientResponse) -> Watched | None:
+    return None
 
 
 def _shown(headers: Mapping[str, str]) -> list[tuple[str, str]]:

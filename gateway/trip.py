@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from gateway import exchanges
+from gateway.chain import Asking
 from gateway.config import Config
 from gateway.draft import Draft
 from gateway.lane import Lane, Live, sampled
@@ -12,7 +13,7 @@ from gateway.pricing import Usage, add, cost_usd
 from gateway.prompt import user_text
 from gateway.protocol import Chat, Incoming
 from gateway.tables import Exchange, Request, utcnow
-from router.decision import Decision, Route
+from router.decision import Decision, Reason, Route
 from router.output import disagreement
 
 
@@ -29,6 +30,9 @@ class Trip:
     decision: Decision = field(init=False)
     draft: Draft | None = None
     teacher_asked: bool = False
+    asking: Asking = field(default_factory=Asking)
+    #: why the student gave no draft
+    student_failed: Reason = Reason.STUDENT_ERROR
     teacher_text: str | None = None
     teacher_model: str | None = None
     teacher_usage: Usage | None = None
@@ -57,8 +61,12 @@ class Trip:
 
     @property
     def teacher_usd(self) -> float | None:
-        """What the teacher cost, or would have cost by estimate."""
-        price = self.config.teacher.price
+        """What the teacher cost, or would have cost by estimate. None where attempts were given up
+        that nobody can say the cost of."""
+        if self.asking.lost:
+            return None
+        by = self.asking.by
+        price = self.config.teacher.price if by is None else by.price
         if self.teacher_asked or self.draft is None:
             return cost_usd(price, self.teacher_usage)
         size = len(self.incoming.raw)
@@ -66,7 +74,8 @@ class Trip:
 
     @property
     def cost_usd(self) -> float | None:
-        return add(self.student_usd, self.teacher_usd if self.teacher_asked else 0.0)
+        asked = self.teacher_asked or self.asking.lost
+        return add(self.student_usd, self.teacher_usd if asked else 0.0)
 
     def loss(self) -> float | None:
         """Disagreement of the draft with the teacher, where both are known."""

@@ -40,7 +40,7 @@ def examine(config: Config | None, state: Path) -> Iterator[Finding]:
     yield _writable(config.state)
     yield _database(config)
     yield _teacher(config)
-    yield _student(config)
+    yield from _students(config)
     if not config.tasks:
         yield Finding("wanting", "tasks", "none configured: all traffic passes to the teacher")
     for task in config.tasks:
@@ -115,8 +115,11 @@ def _teacher(config: Config) -> Finding:
     return _endpoint("teacher", "missing", config.teacher.base_url, headers)
 
 
-def _student(config: Config) -> Finding:
-    return _endpoint("student server (vLLM)", "wanting", config.student.base_url, {})
+def _students(config: Config) -> list[Finding]:
+    """One per replica."""
+    return [
+        _endpoint("student server (vLLM)", "wanting", url, {}) for url in config.student.base_urls
+    ]
 
 
 def _endpoint(

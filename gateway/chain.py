@@ -63,6 +63,9 @@ class Chain:
             nullcontext if gate is None else gate.place
         )
         metrics.upstream_up.labels("teacher").set_function(lambda: self.up)
+        metrics.queued.labels("teacher")
+        self._retried = metrics.retries_total.labels("teacher")
+        self._passed_on = metrics.failovers_total.labels("teacher")
 
     @property
     def up(self) -> bool:
@@ -181,7 +184,12 @@ class Chain:
             asking.lost += 1
             await discard(answered[1])
 
-        by, answer = await self._hedge.race(first, second, lose)
+        try:
+            by, answer = await self._hedge.race(first, second, lose)
+        except asyncio.CancelledError:
+            # the attempts learn of it after the request has been written down
+            asking.lost += 1
+            raise
         asking.by = by
         return answer
 
@@ -205,7 +213,7 @@ class Chain:
                     raise
                 errors.append(error)
                 if teacher is not teachers[-1]:
-                    metrics.failovers_total.labels("teacher").inc()
+                    self._passed_on.inc()
                     extra = {"replica": teacher.replica, "error": str(error)}
                     logger.warning("teacher failed, the next is asked", extra=extra)
             else:
@@ -249,7 +257,7 @@ class Chain:
                         # it was repeated here; the official clients' retries would multiply that
                         error.retry = False
                     raise
-            metrics.retries_total.labels("teacher").inc()
+            self._retried.inc()
             again += 1
             await asyncio.sleep(wait_s)
 

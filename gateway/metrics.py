@@ -153,3 +153,9 @@ night_agreement = Gauge(
     ["task", "who"],
 )
 build_info = Gauge("retort_build_info", "1, with the version.", ["version"])
+
+# shown as 0 before the first of them
+for _result in ("won", "lost", "failed"):
+    hedges_total.labels("teacher", _result)
+for _why in ("full", "slow"):
+    shed_total.labels("teacher", _why)

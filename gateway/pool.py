@@ -53,6 +53,7 @@ class Pool:
         self._timeout_s = timeout_s
         self._budget = Bucket(RETRY_SHARE, RETRY_RESERVE)
         metrics.upstream_up.labels("student").set_function(lambda: self.up)
+        self._passed_on = metrics.failovers_total.labels("student")
 
     @property
     def up(self) -> bool:
@@ -103,7 +104,7 @@ class Pool:
                 raise error from None
             if not self._budget.take():
                 raise
-        metrics.failovers_total.labels("student").inc()
+        self._passed_on.inc()
         return await self._attempt(other, adapter, data, read, left_s)
 
     async def _attempt(

@@ -103,6 +103,8 @@ class FakeOpenAI:
         self.api_key = api_key
         self.port = port
         self.adapters: dict[str, str] = {}
+        #: what vLLM lists for its base model
+        self.max_model_len: int | None = None
         self.requests: list[Recorded] = []
         #: requests whose client went away before the answer was complete
         self.disconnects = 0
@@ -117,6 +119,7 @@ class FakeOpenAI:
         self.reply = reply
         self.strict_models = self._strict_at_first
         self.api_key = None
+        self.max_model_len = None
         self.adapters.clear()
         self.requests.clear()
         self.disconnects = self.max_in_flight = 0
@@ -282,6 +285,7 @@ class FakeOpenAI:
                 name = entry["id"]
                 entry["root"] = self.adapters.get(name, name)
                 entry["parent"] = self.models[0] if name in self.adapters else None
+                entry["max_model_len"] = None if name in self.adapters else self.max_model_len
         return listed
 
     async def _load(self, body: Body, send: Any) -> None:

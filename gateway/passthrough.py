@@ -73,6 +73,9 @@ async def _relay(parts: Parts, incoming: Incoming, sink: Sink) -> None:
                 await sink.whole(response.status, raw, out)
                 return
             events = response.content_type == "text/event-stream"
+            if events:
+                # it may become longer by an error
+                shown = [(name, value) for name, value in shown if name != b"content-length"]
             await sink.start(response.status, shown)
             pieces = response.content.iter_any() if answer is None else answer.parts()
             async for part in pieces:

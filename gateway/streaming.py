@@ -16,7 +16,7 @@ from gateway.protocol import DONE, event
 from gateway.refusals import envelope, passed_on
 
 #: an event larger than this has no end
-LONGEST_EVENT = 32_000_000
+LONGEST_EVENT = 16_000_000
 #: after [DONE] the connection's end comes with it, or is not waited for
 LINGER_S = 0.05
 #: usage comes right after the answer, or is not waited for

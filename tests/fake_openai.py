@@ -106,6 +106,8 @@ class FakeOpenAI:
         #: what vLLM lists for its base model
         self.max_model_len: int | None = None
         self.requests: list[Recorded] = []
+        #: the clients' ports, one per connection that carried a request
+        self.connections: set[int] = set()
         #: requests whose client went away before the answer was complete
         self.disconnects = 0
         self.in_flight = 0
@@ -122,6 +124,7 @@ class FakeOpenAI:
         self.max_model_len = None
         self.adapters.clear()
         self.requests.clear()
+        self.connections.clear()
         self.disconnects = self.max_in_flight = 0
         if self._server is None:
             self.start()
@@ -215,6 +218,7 @@ class FakeOpenAI:
             at=time.monotonic(),
         )
         self.requests.append(request)
+        self.connections.add(scope["client"][1])
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         over = False
@@ -322,7 +326,14 @@ class FakeOpenAI:
             error = reply.error or _envelope(f"scripted error {reply.status}", "scripted")
             await _json(send, reply.status, error, reply.headers)
         elif request.path != "/v1/chat/completions":
-            await _json(send, reply.status, {"path": request.path, "echo": body}, reply.headers)
+            echo = {"path": request.path, "echo": body}
+            if reply.cut_after is not None:
+                data = json.dumps(echo).encode()
+                await _start(send, reply.status, "application/json", len(data), reply.headers)
+                part = data[: reply.cut_after]
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+                raise _Cut
+            await _json(send, reply.status, echo, reply.headers)
         elif body.get("stream"):
             await self._stream(body, reply, send)
         else:

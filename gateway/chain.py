@@ -125,6 +125,7 @@ class Chain:
         headers: Headers,
         begin: Callable[[aiohttp.ClientResponse], Awaitable[T]],
         *,
+        stream: bool = False,
         elsewhere: bool = False,
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, T]]:
         """Any request, its answer untouched (also errors and compression), with what ``begin``
@@ -143,7 +144,7 @@ class Chain:
                         raise refusal
                 return response, await begin(response)
 
-            return await teacher.forward(method, path_query, data, headers, begun)
+            return await teacher.forward(method, path_query, data, headers, begun, stream=stream)
 
         async with self._place():
             _, opened = await self._line(asked, attempt, data, headers, Asking(), retries=0)

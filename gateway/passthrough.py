@@ -35,7 +35,7 @@ async def pass_through(
     """Raises GatewayError, or Broken."""
     status = 499
     try:
-        await _relay(parts, incoming, sink)
+        await _relay(parts, incoming, sink, stream=stream)
         status = sink.status
     except GatewayError as error:
         status = error.status
@@ -50,19 +50,28 @@ async def pass_through(
         metrics.request_seconds.labels(_TASK, _ROUTE).observe(duration_s)
 
 
-async def _relay(parts: Parts, incoming: Incoming, sink: Sink) -> None:
+async def _relay(parts: Parts, incoming: Incoming, sink: Sink, *, stream: bool) -> None:
     path = path_query = incoming.path.removeprefix("/v1")
     if incoming.query:
         path_query += "?" + incoming.query
     headers = parts.teacher.headers(incoming.headers)
-    if "accept-encoding" in incoming.headers:
+    if stream:
+        # or it could not be seen where it begins and whether it ends
+        headers["accept-encoding"] = "identity"
+    elif "accept-encoding" in incoming.headers:
         headers["accept-encoding"] = incoming.headers["accept-encoding"]
     watched = incoming.method == "POST" and path in CHAT
     begin = Watched.begin if watched else _untouched
     events = False
     try:
         async with parts.teacher.forward(
-            incoming.method, path_query, incoming.raw, headers, begin, elsewhere=watched
+            incoming.method,
+            path_query,
+            incoming.raw,
+            headers,
+            begin,
+            stream=stream,
+            elsewhere=watched,
         ) as (response, answer):
             shown = [*_WHY, *encode_headers(_shown(response.headers))]
             if response.status >= 400 and "content-encoding" not in response.headers:

@@ -127,7 +127,9 @@ class Pool:
         """Raises UpstreamUnavailable."""
         able = [r for r in self.replicas if r is not but and r.able(adapter)]
         if not able:
-            raise UpstreamUnavailable("The student is down.", code="circuit_open")
+            raise UpstreamUnavailable(
+                "The student is down, or has lost its adapter.", code="circuit_open"
+            )
         free = [replica for replica in able if not replica.server.full]
         if not free:
             raise UpstreamUnavailable("The student is busy.", code="overloaded")

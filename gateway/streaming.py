@@ -86,7 +86,18 @@ def parse_chunk(data: bytes, who: str) -> dict[str, Any]:
         raise UpstreamError(f"The {who}'s stream is not made of JSON objects.")
     if chunk.get("error"):
         raise UpstreamRefused(envelope(data, 502), status=502, headers={})
+    choices = chunk.get("choices") or []
+    if not (isinstance(choices, list) and all(map(_readable, choices))):
+        raise UpstreamError(f"The {who}'s stream has choices that cannot be read.")
     return chunk
+
+
+def _readable(choice: Any) -> bool:
+    return (
+        isinstance(choice, dict)
+        and isinstance(choice.get("index", 0), int)
+        and isinstance(choice.get("delta") or {}, dict)
+    )
 
 
 def check_streams(response: aiohttp.ClientResponse, who: str) -> None:

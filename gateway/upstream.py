@@ -27,7 +27,7 @@ from gateway.errors import (
     UpstreamUnavailable,
 )
 from gateway.protocol import HOP_BY_HOP
-from gateway.refusals import passed_on, refused
+from gateway.refusals import envelope, passed_on, refused
 
 T = TypeVar("T")
 
@@ -164,7 +164,11 @@ class Upstream:
         """A chat completion, whole. Raises GatewayError."""
         async with self._call("POST", self._chat, data, headers, self._whole) as response:
             raw = await response.read()
-            return Reply(data=raw, body=self._object(raw), headers=passed_on(response))
+            body = self._object(raw)
+            if body.get("error") and "choices" not in body:
+                # some servers and gateways have only one status for everything
+                raise UpstreamRefused(envelope(raw, 502), status=502, headers=passed_on(response))
+            return Reply(data=raw, body=body, headers=passed_on(response))
 
     async def read(
         self,
@@ -199,12 +203,15 @@ class Upstream:
         data: bytes,
         headers: dict[str, str],
         begin: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+        *,
+        stream: bool,
     ) -> Opened[T]:
         """Any request, its answer untouched (also errors and compression). ``path_query`` follows
         the base URL. Raises GatewayError where there is no answer."""
         url = URL(self.base_url + path_query, encoded=True)
-        call = self._call(method, url, data, headers, self._any, raw=True)
-        return await self._begin(call, begin, max(self._patience.whole_s, self._patience.first_s))
+        call = self._call(method, url, data, headers, self._any, raw=True, first=stream)
+        patience = self._patience
+        return await self._begin(call, begin, patience.first_s if stream else patience.whole_s)
 
     async def _begin(
         self,

@@ -43,13 +43,13 @@ class Watched:
         watched = cls(response)
         if response.status >= 400:
             return watched
-        if "content-encoding" in response.headers:
-            # its words cannot be read
-            watched._is_stream = False
-        elif watched._is_stream:
-            await watched._peek()
-        else:
+        if not watched._is_stream:
             watched._held = await response.read()
+        elif "content-encoding" in response.headers:
+            # it was not asked for, and cannot be read here
+            watched._is_stream = False
+        else:
+            await watched._peek()
         return watched
 
     async def _peek(self) -> None:

@@ -155,6 +155,10 @@ EMPTY = [
     b"data: [DONE]\n\n",
     b"data: nonsense\n\n",
     b'data: {"error": {"message": "overloaded"}}\n\n',
+    b'data: {"choices": "none"}\n\n',
+    b'data: {"choices": ["none"]}\n\n',
+    b'data: {"choices": [{"delta": "none"}]}\n\n',
+    b'data: {"choices": [{"index": [], "delta": {"content": "x"}}]}\n\n',
     b"data: " + json.dumps(chunk("")).encode() + b"\n\ndata: [DONE]\n\n",
 ]
 

@@ -22,7 +22,7 @@ LINGER_S = 0.05
 #: usage comes right after the answer, or is not waited for
 USAGE_S = 5.0
 
-_END = re.compile(rb"\r?\n\r?\n")
+_END = re.compile(rb"\n\r?\n")
 _BOM = b"\xef\xbb\xbf"
 
 

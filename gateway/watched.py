@@ -6,8 +6,10 @@ an error: an application takes the end of its stream for the end of the answer.
 
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
+import orjson
 
 from gateway.errors import UpstreamError
 from gateway.protocol import Body
@@ -90,10 +92,12 @@ class Watched:
                 raise UpstreamError("The stream has an event without an end.")
         if tail.endswith(_DONE):
             await drain(self._response.content.iter_any())
-        elif not _FINISHED.search(tail + rest) and b"[DONE]" not in rest:
+            return
+        last = rest if _whole(rest) else b""
+        if not (_FINISHED.search(tail + last) or is_done(last) or _tells_of_error(tail)):
             raise UpstreamError("The teacher's stream broke off.", code="upstream_broken")
-        if rest:
-            yield rest
+        if last:
+            yield last
 
 
 def _begins(chunk: Body) -> bool:
@@ -101,6 +105,25 @@ def _begins(chunk: Body) -> bool:
         choice.get("finish_reason") is not None or says_something(choice)
         for choice in chunk.get("choices") or ()
     )
+
+
+def _whole(raw: bytes) -> bool:
+    """Whether it is an event, though no blank line follows."""
+    return is_done(raw) or isinstance(_parsed(raw), dict)
+
+
+def _tells_of_error(tail: bytes) -> bool:
+    """Whether the last event does: then the application knows."""
+    found = whole_events(tail)
+    body = _parsed(found[-1]) if found else None
+    return isinstance(body, dict) and bool(body.get("error"))
+
+
+def _parsed(raw: bytes) -> Any:
+    try:
+        return orjson.loads(payload(raw) or b"")
+    except orjson.JSONDecodeError:
+        return None
 
 
 def _nothing() -> UpstreamError:

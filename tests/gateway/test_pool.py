@@ -93,6 +93,36 @@ def test_a_replica_that_restarts_is_not_asked_before_it_has_the_adapter_and_answ
     assert teacher.chats == []
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_stops_whichever_replica_works_for_it(
+    pooled: Pooled,
+    teacher: FakeOpenAI,
+    student: FakeOpenAI,
+    other_student: FakeOpenAI,
+    stream: bool,
+) -> None:
+    gateway = pooled()
+    first: list[FakeOpenAI] = []
+
+    def fails_first(fake: FakeOpenAI) -> Callable[[Any], Reply]:
+        def reply(body: Any) -> Reply:
+            first.append(fake)
+            return Reply(status=500) if len(first) == 1 else Reply(text="parcel", delay_s=20)
+
+        return reply
+
+    for fake in (student, other_student):
+        fake.reply = fails_first(fake)
+    data = json.dumps(BODY | {"stream": stream}).encode()
+    with gateway.connect() as connection:
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: g\r\ncontent-length: {len(data)}\r\n\r\n"
+        connection.sendall(head.encode() + data)
+        wait_until(lambda: len(first) == 2 and first[1].in_flight == 1)
+    first[1].wait_for(lambda server: server.disconnects == 1)
+    assert first[0] is not first[1]
+    assert gateway.ledger()[0].status == 499 and teacher.chats == []
+
+
 def test_a_bundle_is_live_with_one_replica_and_readiness_names_the_others(
     pooled: Pooled, promote: Promote, student: FakeOpenAI, other_student: FakeOpenAI
 ) -> None:

@@ -118,6 +118,16 @@ class Chain:
 
     @asynccontextmanager
     async def forward(
+        self, method: str, path_query: str, data: bytes, headers: Headers
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Any request to the first teacher, its answer untouched (also errors and compression).
+        ``path_query`` follows the base URL. Raises GatewayError where there is no answer."""
+        relayed = self.relay(method, path_query, data, headers, _untouched)
+        async with relayed as (response, _):
+            yield response
+
+    @asynccontextmanager
+    async def relay(
         self,
         method: str,
         path_query: str,
@@ -128,9 +138,9 @@ class Chain:
         stream: bool = False,
         elsewhere: bool = False,
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, T]]:
-        """Any request, its answer untouched (also errors and compression), with what ``begin``
-        made of it. ``elsewhere``: another teacher than the first may answer. The same teacher is
-        not asked again: the application retries its own requests. Raises GatewayError."""
+        """The same, with what ``begin`` made of the answer. ``stream``: the first content must come
+        in the time for it. ``elsewhere``: another teacher than the first may answer. The same
+        teacher is not asked again: the application retries its own requests."""
         asked = self._order() if elsewhere else self.teachers[:1]
         self._budget.deposit()
 
@@ -270,6 +280,10 @@ def with_model(data: bytes, model: str) -> bytes:
     except orjson.JSONDecodeError:
         return data
     return orjson.dumps({**body, "model": model}) if isinstance(body, dict) else data
+
+
+async def _untouched(response: aiohttp.ClientResponse) -> None:
+    return None
 
 
 async def _nothing(reply: Reply) -> None:

@@ -64,7 +64,7 @@ async def _relay(parts: Parts, incoming: Incoming, sink: Sink, *, stream: bool) 
     begin = Watched.begin if watched else _untouched
     events = False
     try:
-        async with parts.teacher.forward(
+        async with parts.teacher.relay(
             incoming.method,
             path_query,
             incoming.raw,

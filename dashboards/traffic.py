@@ -184,16 +184,62 @@ def upstreams() -> Row:
             ),
             Panel(
                 title="Breaker",
-                description="1 while calls are let through; 0 while the breaker is open and the "
-                "teacher answers everything.",
+                description="1 while calls are let through, to any of several and to each; 0 while "
+                "the breaker is open.",
                 queries=[
                     Query(
                         expr=f"min by (upstream) ({of('retort_upstream_up', task=False)})",
                         legend="{{upstream}}",
-                    )
+                    ),
+                    Query(
+                        expr=f"min by (upstream, replica) ({of('retort_replica_up', task=False)})",
+                        legend="{{upstream}} {{replica}}",
+                    ),
                 ],
                 unit="bool_yes_no",
                 maximum=1,
+            ),
+            Panel(
+                title="Tried again",
+                description="Retries at the same teacher, requests passed on to the next teacher "
+                "or replica, and second attempts beside slow ones.",
+                queries=[
+                    Query(
+                        expr=total("retort_retries_total", by="upstream", task=False),
+                        legend="{{upstream}} retried",
+                    ),
+                    Query(
+                        expr=total("retort_failovers_total", by="upstream", task=False),
+                        legend="{{upstream}} passed on",
+                    ),
+                    Query(
+                        expr=total("retort_hedges_total", by="result", task=False),
+                        legend="second attempt {{result}}",
+                    ),
+                ],
+                unit="reqps",
+            ),
+            Panel(
+                title="Waiting for the teacher",
+                description="Requests in the line in front of `teacher.max_concurrency`.",
+                queries=[
+                    Query(
+                        expr=f"sum by (upstream) ({of('retort_queued_requests', task=False)})",
+                        legend="{{upstream}}",
+                    )
+                ],
+                unit="short",
+            ),
+            Panel(
+                title="Refused for want of a place",
+                description="429 with Retry-After: the line was `full`, or too `slow`.",
+                queries=[
+                    Query(
+                        expr=total("retort_shed_requests_total", by="why", task=False),
+                        legend="{{why}}",
+                    )
+                ],
+                unit="reqps",
             ),
         ],
     )

@@ -4,6 +4,9 @@ Names are immutable: an adapter is never reloaded in place, and never is the bas
 The server's two adapter endpoints have no key and take any path: keep it internal.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import aiohttp
 import orjson
 
@@ -12,13 +15,42 @@ from gateway.errors import BundleError
 TIMEOUT_S = 30.0
 
 
-async def loaded(session: aiohttp.ClientSession, url: str) -> set[str]:
-    """The names of all models the server at ``url`` (with /v1) knows. Raises BundleError."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Models:
+    """What a student server lists: the base model, its adapters, and how many tokens a prompt and
+    its answer may have together (None where it does not say)."""
+
+    names: frozenset[str]
+    max_len: int | None
+
+
+def read_models(body: dict[str, Any]) -> Models:
+    """Of a model list, what is understood."""
+    data = body.get("data")
+    entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
+    # adapters have none of their own
+    lengths = [entry.get("max_model_len") for entry in entries]
+    return Models(
+        names=frozenset(str(entry.get("id")) for entry in entries),
+        max_len=max((length for length in lengths if isinstance(length, int)), default=None),
+    )
+
+
+async def list_models(session: aiohttp.ClientSession, url: str) -> Models:
+    """All models the server at ``url`` (with /v1) knows. Raises BundleError."""
     status, raw = await _send(session, "GET", f"{url}/models")
     try:
-        return {str(model["id"]) for model in orjson.loads(raw)["data"]}
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        raise BundleError(f"the student server's model list cannot be read ({status})") from None
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        body = None
+    if status != 200 or not isinstance(body, dict):
+        raise BundleError(f"the student server's model list cannot be read ({status})")
+    return read_models(body)
+
+
+async def loaded(session: aiohttp.ClientSession, url: str) -> set[str]:
+    """The names of them. Raises BundleError."""
+    return set((await list_models(session, url)).names)
 
 
 async def load_adapter(

@@ -100,6 +100,9 @@ class Served:
         sink = Sink(send, incoming.id)
         if self._greet is not None:
             self._greet(incoming, sink)
+        if parts.draining.is_set():
+            # the next request shall find another gateway
+            sink.more.append((b"connection", b"close"))
         metrics.inflight.inc()
         try:
             if not self._public:

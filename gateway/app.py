@@ -5,17 +5,21 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
+from threading import Event
 
 from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway import metrics
+from gateway.admission import Gate
 from gateway.api import endpoints
 from gateway.audit import Auditor
 from gateway.budgets import Budgets
+from gateway.chain import Chain
 from gateway.claims import Claims
-from gateway.config import Config
+from gateway.config import Config, NextTeacher, Student, Teacher
 from gateway.errors import ConfigError
+from gateway.hedge import Hedge
 from gateway.key_store import follow, refresh
 from gateway.keys import Keys
 from gateway.lane import Lane
@@ -23,38 +27,28 @@ from gateway.ledger import Ledger
 from gateway.limits import Limits
 from gateway.parts import Parts
 from gateway.poller import Poller
+from gateway.pool import Pool
 from gateway.prices import PriceBook
 from gateway.store import Store
-from gateway.upstream import Upstream
+from gateway.upstream import Patience, Upstream
 
 #: how long a start waits for a student server that hangs
 FIRST_ROUND_S = 10.0
 
 
-def create_app(config: Config, *, store: Store | None = None) -> FastAPI:
+def create_app(
+    config: Config, *, store: Store | None = None, draining: Event | None = None
+) -> FastAPI:
     """The gateway as an ASGI application. A store that is not given is opened here; either is
-    started and stopped with the application. Raises ConfigError, StoreError."""
+    started and stopped with the application. Once ``draining`` is set the gateway is not ready any
+    more and goes on answering. Raises ConfigError, StoreError."""
     database_keys = config.server.keys == "database"
     keys = Keys.from_environment(config.server.api_keys_env, database=database_keys)
     prices = PriceBook(config)
     lanes = {task.name: Lane(task, prices) for task in config.tasks}
-    teacher = Upstream(
-        "teacher",
-        config.teacher.base_url,
-        timeout_s=config.teacher.timeout_s,
-        retries=config.teacher.retries,
-        api_key=_secret("teacher.api_key_env", config.teacher.api_key_env),
-        # without a key of its own it takes the client's, unless that one is the gateway's
-        pass_key=config.teacher.api_key_env is None and not keys,
-    )
-    student = Upstream(
-        "student",
-        config.student.base_url,
-        timeout_s=config.student.timeout_s,
-        stream_total_s=config.student.timeout_s,
-        max_concurrency=config.student.max_concurrency,
-        gated=True,
-    )
+    # without a key of its own the teacher takes the client's, unless that one is the gateway's
+    teacher = make_chain(config.teacher, pass_key=not keys)
+    student = make_pool(config.student)
     if store is None:
         store = Store.open(config.database_url, config.state / "spool", config.store.commit_ms)
     ledger = Ledger(store)
@@ -76,8 +70,9 @@ def create_app(config: Config, *, store: Store | None = None) -> FastAPI:
         student=student,
         ledger=ledger,
         auditor=Auditor(teacher, ledger, budgets),
+        draining=Event() if draining is None else draining,
     )
-    poller = Poller(config, store, list(lanes.values()), (teacher, student))
+    poller = Poller(config, store, list(lanes.values()), teacher, student)
     metrics.build_info.labels(_version()).set(1)
 
     @asynccontextmanager
@@ -106,6 +101,7 @@ def create_app(config: Config, *, store: Store | None = None) -> FastAPI:
             polling.cancel()
             with suppress(asyncio.CancelledError):
                 await polling
+            await poller.close()
             await parts.auditor.stop(config.server.drain_s)
             await ledger.drain()
             for lane in lanes.values():
@@ -122,6 +118,66 @@ def create_app(config: Config, *, store: Store | None = None) -> FastAPI:
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.router.routes[:] = endpoints(parts)
     return app
+
+
+def make_chain(section: Teacher, *, pass_key: bool) -> Chain:
+    """Raises ConfigError."""
+    first = Upstream(
+        "teacher",
+        section.base_url,
+        patience=_patience(section),
+        api_key=_secret("teacher.api_key_env", section.api_key_env),
+        pass_key=section.api_key_env is None and pass_key,
+        price=section.price,
+    )
+    others = [
+        Upstream(
+            "teacher",
+            one.base_url,
+            patience=_patience(one),
+            replica=place,
+            api_key=_secret(f"teacher.fallbacks.{place - 1}.api_key_env", one.api_key_env),
+            stranger=True,
+            model=one.model,
+            price=one.price,
+        )
+        for place, one in enumerate(section.fallbacks, start=1)
+    ]
+    gate, hedge = None, None
+    if section.max_concurrency is not None:
+        gate = Gate("teacher", section.max_concurrency, section.max_queue, section.queue_timeout_s)
+    if section.hedge.after_s is not None:
+        hedge = Hedge(section.hedge.after_s, section.hedge.share)
+    return Chain([first, *others], retries=section.retries, gate=gate, hedge=hedge)
+
+
+def make_pool(section: Student) -> Pool:
+    limit_s = section.timeout_s
+    patience = Patience(
+        connect_s=5.0, whole_s=limit_s, first_s=limit_s, idle_s=limit_s, stream_s=limit_s
+    )
+    servers = [
+        Upstream(
+            "student",
+            url,
+            patience=patience,
+            replica=place,
+            max_concurrency=section.max_concurrency,
+            price=section.price,
+        )
+        for place, url in enumerate(section.base_urls)
+    ]
+    return Pool(servers, limit_s)
+
+
+def _patience(section: Teacher | NextTeacher) -> Patience:
+    return Patience(
+        connect_s=section.connect_timeout_s,
+        whole_s=section.timeout_s,
+        first_s=section.first_token_timeout_s or section.timeout_s,
+        idle_s=section.idle_timeout_s or section.timeout_s,
+        stream_s=section.stream_timeout_s,
+    )
 
 
 def _secret(field: str, name: str | None) -> str | None:

@@ -7,12 +7,12 @@ import time
 import orjson
 
 from gateway.budgets import Budgets
+from gateway.chain import Chain
 from gateway.errors import GatewayError, UpstreamTimeout
 from gateway.ledger import Ledger
 from gateway.pricing import read_usage
 from gateway.protocol import Body, Chat
 from gateway.trip import Trip
-from gateway.upstream import Upstream
 from router.decision import Route
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class Auditor:
     """A bounded queue and a few workers. An audit that finds no place, or no teacher, is counted
     as failed and leaves no row: the sample gets smaller, not crooked."""
 
-    def __init__(self, teacher: Upstream, ledger: Ledger, budgets: Budgets) -> None:
+    def __init__(self, teacher: Chain, ledger: Ledger, budgets: Budgets) -> None:
         self._teacher = teacher
         self._budgets = budgets
         self._ledger = ledger
@@ -68,15 +68,16 @@ class Auditor:
         for name in ("stream", "stream_options"):
             body.pop(name, None)
         sent = self._teacher.headers(trip.incoming.headers)
-        hold = None
+        hold, asking = None, trip.asking
         started = time.perf_counter()
         try:
             # the task's budget and not the key's: the audit serves the certificate
             hold = await self._budgets.hold(trip.incoming.raw, task=trip.lane.task)
-            reply = await self._teacher.ask(orjson.dumps(body), sent)
+            reply = await self._teacher.ask(orjson.dumps(body), sent, asking)
         except GatewayError as error:
             if hold is not None:
-                hold.settle(None if isinstance(error, UpstreamTimeout) else 0.0)
+                lost = asking.lost or isinstance(error, UpstreamTimeout)
+                hold.settle(None if lost else 0.0)
             trip.lane.metrics.audits[("failed",)].inc()
             extra = {"request_id": trip.incoming.id, "error": str(error)}
             logger.warning("audit failed", extra=extra)

@@ -8,7 +8,7 @@ import orjson
 from gateway.draft import Draft, shown, shown_stream
 from gateway.errors import GatewayError
 from gateway.fallback import ask_teacher, route_headers
-from gateway.first_try import ask_student, fails_check, score_after, score_before
+from gateway.first_try import ask_student, fails_check, fits, score_after, score_before
 from gateway.parts import Parts
 from gateway.protocol import EVENTS, JSON, Sink, student_can
 from gateway.trip import Trip
@@ -57,7 +57,7 @@ def before(trip: Trip) -> Decision:
         return Decision(route=Route.TEACHER, reason=Reason.COLLECT)
     if live is None:
         return Decision(route=Route.TEACHER, reason=Reason.NO_BUNDLE)
-    if not student_can(chat):
+    if not (student_can(chat) and fits(trip)):
         return Decision(route=Route.TEACHER, reason=Reason.UNSUPPORTED)
     decision = score_before(trip, live)
     if chat.forced is Route.STUDENT:
@@ -71,7 +71,7 @@ def after(trip: Trip) -> Decision:
     """Whether the draft is served."""
     first, live, draft = trip.decision, trip.live, trip.draft
     if live is None or draft is None:
-        return replace(first, route=Route.TEACHER, reason=Reason.STUDENT_ERROR)
+        return replace(first, route=Route.TEACHER, reason=trip.student_failed)
     decision = score_after(trip, live, draft, first)
     if trip.chat.forced is Route.STUDENT:
         return replace(decision, route=Route.STUDENT, reason=Reason.FORCED)

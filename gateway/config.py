@@ -90,6 +90,42 @@ class StoreSection(Section):
     """How long responses (of /v1/responses) are kept for a later request to go on from them."""
 
 
+class NextTeacher(Section):
+    """Asked when every teacher before it is down: fails to connect, times out, or answers 429 or
+    5xx."""
+
+    base_url: str
+    """Its base URL, with /v1."""
+    api_key_env: str | None
+    """Environment variable with its key; null: none is sent. The client's own never goes here."""
+    model: str | None = None
+    """Model to ask; null: the name the first teacher is asked for."""
+    timeout_s: Positive = 120.0
+    """Longest wait for a whole answer."""
+    first_token_timeout_s: Positive | None = None
+    """Longest wait for the first content of a stream; null: timeout_s."""
+    idle_timeout_s: Positive | None = None
+    """Longest silence in a stream that has begun; null: timeout_s."""
+    stream_timeout_s: Positive = 1800.0
+    """Longest stream."""
+    connect_timeout_s: Positive = 5.0
+    """Longest wait for a connection."""
+    price: Price = Price()
+    """What it costs."""
+
+
+class Hedging(Section):
+    """A second attempt where the first is slow to begin: at the next teacher, or at the same one
+    where there is no next. The first to begin answers, the other is cancelled and may cost
+    something all the same."""
+
+    after_s: Positive | None = None
+    """How long the first attempt may take to begin (a stream: its first content; else: its
+    answer); null: never a second one."""
+    share: Share = 0.05
+    """At most this share of the requests is sent twice."""
+
+
 class Teacher(Section):
     """The model the application uses today: any OpenAI-compatible API."""
 
@@ -100,9 +136,28 @@ class Teacher(Section):
     model: str | None = None
     """Model to ask; null: the one the client named."""
     timeout_s: Positive = 120.0
-    """Longest wait for an answer, or for the next chunk of a stream."""
+    """Longest wait for a whole answer."""
+    first_token_timeout_s: Positive | None = None
+    """Longest wait for the first content of a stream; null: timeout_s."""
+    idle_timeout_s: Positive | None = None
+    """Longest silence in a stream that has begun; null: timeout_s."""
+    stream_timeout_s: Positive = 1800.0
+    """Longest stream."""
+    connect_timeout_s: Positive = 5.0
+    """Longest wait for a connection."""
     retries: int = Field(default=1, ge=0, le=5)
-    """Repeats after a connection error, 429 or 5xx, before giving up."""
+    """Repeats after a connection error, 429 or 5xx, before the next teacher is asked; in an outage
+    never more than a fifth of the requests."""
+    max_concurrency: int | None = Field(default=None, gt=0)
+    """Requests at once, to all teachers together; above it they wait. Null: no limit."""
+    max_queue: int = Field(default=100, ge=0)
+    """Requests that may wait; more are refused with 429 and a Retry-After."""
+    queue_timeout_s: Positive = 10.0
+    """Longest wait for a place; then 429."""
+    hedge: Hedging = Hedging()
+    """Second attempts beside slow ones."""
+    fallbacks: list[NextTeacher] = []
+    """Further teachers, asked in this order. Their answers are priced, and kept, as their own."""
     price: Price = Price()
     """What it costs when it answers for a task, whatever model it names; default: pricing."""
     provider: str | None = None
@@ -113,18 +168,37 @@ class Teacher(Section):
 
 
 class Student(Section):
-    """The vLLM server (with runtime LoRA) that runs the students."""
+    """The vLLM servers (with runtime LoRA) that run the students."""
 
-    base_url: str = "http://127.0.0.1:8100/v1"
-    """Its base URL, with /v1. Keep it internal: its adapter endpoints have no key."""
+    base_url: str | list[str] = "http://127.0.0.1:8100/v1"
+    """Base URL, with /v1, of the server or of each of its replicas (not of a balancer in front of
+    them: every replica gets its adapters). Keep it internal: its adapter endpoints have no key."""
     base_model: str = "student-base"
     """Name under which it serves the bare base model. Retort never routes to it."""
     timeout_s: Positive = 30.0
-    """Longest wait for an answer before the teacher is asked instead."""
+    """Longest wait for an answer, a second replica included, before the teacher is asked."""
     max_concurrency: int = Field(default=32, gt=0)
-    """Requests in flight at once; above it the teacher is asked at once."""
+    """Requests in flight at once, per replica; above it the teacher is asked at once."""
+    affinity: Literal["none", "session", "prefix"] = "none"
+    """What keeps to one of several replicas while that one is not much busier: session (a
+    conversation's id in `metadata`, `prompt_cache_key` or `user`); prefix (how the prompt begins);
+    none: the less busy of two."""
     price: StudentPrice = StudentPrice()
     """What it costs, per token or by the hour."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _urls(cls, value: str | list[str]) -> str | list[str]:
+        urls = [value] if isinstance(value, str) else value
+        if not urls or len({url.rstrip("/") for url in urls}) < len(urls):
+            raise ValueError("needs at least one URL, each of them once")
+        return value
+
+    @property
+    def base_urls(self) -> tuple[str, ...]:
+        """One per replica, without a slash at the end."""
+        urls = [self.base_url] if isinstance(self.base_url, str) else self.base_url
+        return tuple(url.rstrip("/") for url in urls)
 
 
 class Claim(Section):

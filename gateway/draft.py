@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import orjson
 
 from gateway.config import Task
 from gateway.errors import UpstreamError
@@ -38,7 +39,7 @@ def student_body(task: Task, adapter: str, chat: Chat, *, stream: bool) -> Body:
         "model": adapter,
         "messages": student_messages(task.prompt, chat.messages),
         "temperature": 0,
-        "max_tokens": _max_tokens(task, chat),
+        "max_tokens": max_tokens(task, chat),
         "logprobs": True,
         "top_logprobs": max(TOP_LOGPROBS, chat.top_logprobs or 0),
     }
@@ -49,7 +50,8 @@ def student_body(task: Task, adapter: str, chat: Chat, *, stream: bool) -> Body:
     return body
 
 
-def _max_tokens(task: Task, chat: Chat) -> int:
+def max_tokens(task: Task, chat: Chat) -> int:
+    """How long a draft may be."""
     asked = (chat.body.get(name) for name in ("max_tokens", "max_completion_tokens"))
     limits = [limit for limit in asked if isinstance(limit, int) and limit > 0]
     return min([task.output.max_tokens, *limits])
@@ -68,6 +70,17 @@ def read_draft(body: Body) -> Draft:
         raise UpstreamError("The student's answer cannot be read.") from None
     usage = body.get("usage")
     return Draft(answer=answer, usage=read_usage(usage), body=body, raw_usage=usage)
+
+
+async def read_draft_whole(response: aiohttp.ClientResponse) -> Draft:
+    """Raises UpstreamError where the answer cannot be read."""
+    try:
+        body = orjson.loads(await response.read())
+    except orjson.JSONDecodeError:
+        body = None
+    if not isinstance(body, dict):
+        raise UpstreamError("The student's answer is not a JSON object.")
+    return read_draft(body)
 
 
 async def read_draft_stream(response: aiohttp.ClientResponse) -> Draft:

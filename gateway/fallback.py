@@ -33,7 +33,8 @@ async def ask_teacher(parts: Parts, trip: Trip, sink: Sink) -> None:
     try:
         await relay(parts, trip, sink)
     except GatewayError as error:
-        if hold is not None and not sink.started and not isinstance(error, UpstreamTimeout):
+        lost = trip.asking.lost or isinstance(error, UpstreamTimeout)
+        if hold is not None and not sink.started and not lost:
             hold.settle(0.0)
         raise
     finally:
@@ -61,11 +62,7 @@ async def relay_whole(parts: Parts, trip: Trip, sink: Sink, shadow: Shadow) -> N
     data, headers = teacher_request(parts, trip)
     started = time.perf_counter()
     try:
-        reply = await parts.teacher.ask(data, headers)
-    except (asyncio.CancelledError, UpstreamTimeout):
-        # it was asked, and what it will charge for that is not known
-        trip.teacher_asked = True
-        raise
+        reply = await parts.teacher.ask(data, headers, trip.asking)
     finally:
         trip.teacher_s = time.perf_counter() - started
         trip.incoming.waited_s += trip.teacher_s
@@ -89,9 +86,8 @@ async def relay_stream(parts: Parts, trip: Trip, sink: Sink, shadow: Shadow) -> 
     )
     data, headers = teacher_request(parts, trip)
     started = time.perf_counter()
-    async with parts.teacher.stream(data, headers, begin) as stream:
-        # even if it breaks off now: what it charges is then not known
-        trip.teacher_asked, trip.teacher_model = True, stream.model
+    async with parts.teacher.stream(data, headers, begin, trip.asking) as stream:
+        trip.teacher_model = stream.model
         try:
             out = [*EVENTS, *route_headers(trip), *encode_headers(stream.headers.items())]
             await sink.start(200, out)
@@ -100,8 +96,12 @@ async def relay_stream(parts: Parts, trip: Trip, sink: Sink, shadow: Shadow) -> 
         finally:
             trip.teacher_s = time.perf_counter() - started
             trip.incoming.waited_s += trip.teacher_s
-            if stream.complete:
+            if not stream.complete:
+                # it has cost something by now, and the usage comes last
+                trip.asking.lost += 1
+            else:
                 # also where the client left while only the usage was still to come
+                trip.teacher_asked = True
                 trip.teacher_text = stream.text or None
                 if stream.finish_reason == "content_filter":
                     trip.teacher_text = None

@@ -1,20 +1,27 @@
 """The student's part of a request: the router's word before and after, and the draft between."""
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from functools import partial
 
 import orjson
 
-from gateway.draft import Draft, read_draft, read_draft_stream, student_body
-from gateway.errors import GatewayError, UpstreamRefused
+from gateway.draft import Draft, max_tokens, read_draft_stream, read_draft_whole, student_body
+from gateway.errors import GatewayError
 from gateway.lane import Live
 from gateway.parts import Parts
+from gateway.pool import affinity_key
+from gateway.prompt import student_messages
 from gateway.trip import Trip
 from router.decision import Decision, Reason, Route
 
 logger = logging.getLogger(__name__)
+
+#: hardly any text has fewer tokens than this; English has one for about four bytes
+BYTES_PER_TOKEN = 6
+_TOO_LONG = re.compile(r"maximum (context|model) length", re.IGNORECASE)
 
 
 def score_before(trip: Trip, live: Live) -> Decision:
@@ -58,23 +65,19 @@ def guarded(decide: Callable[[], Decision], trip: Trip) -> Decision:
 
 
 async def ask_student(parts: Parts, trip: Trip, *, stream: bool) -> Draft | None:
-    """Its whole draft; None where it could not answer."""
+    """Its whole draft; None where it could not answer, and the trip then knows why."""
     live = trip.live
     if live is None:
         return None
-    student = parts.student
     body = student_body(trip.lane.task, live.bundle.adapter, trip.chat, stream=stream)
-    data, headers = orjson.dumps(body), {"content-type": "application/json"}
+    key = affinity_key(parts.config.student.affinity, trip.chat.body, body["messages"])
+    read = read_draft_stream if stream else read_draft_whole
     started = time.perf_counter()
     try:
-        if stream:
-            async with student.stream(data, headers, read_draft_stream) as draft:
-                return draft
-        return read_draft((await student.ask(data, headers)).body)
+        return await parts.student.ask(live.bundle.adapter, orjson.dumps(body), read, key)
     except GatewayError as error:
-        if isinstance(error, UpstreamRefused) and error.status == 404:
-            # it has lost the adapter, by a restart perhaps: have it loaded again
-            trip.lane.suspect = True
+        if too_long(error):
+            trip.student_failed = Reason.UNSUPPORTED
         logger.warning(
             "student failed",
             extra={"request_id": trip.incoming.id, "status": error.status, "error": str(error)},
@@ -91,3 +94,25 @@ async def ask_in_shadow(parts: Parts, trip: Trip) -> Draft | None:
     if draft is not None:
         await fails_check(trip, draft)
     return draft
+
+
+def fits(trip: Trip) -> bool:
+    """False where prompt and answer are surely too long for the student. Where that is not sure
+    its server has the last word, and says it at once."""
+    longest, raw = trip.lane.max_model_len, trip.incoming.raw
+    if longest is None:
+        return True
+    left = longest - max_tokens(trip.lane.task, trip.chat)
+    if len(raw) <= left * BYTES_PER_TOKEN:
+        # the student's prompt is hardly ever longer than the whole request
+        return True
+    messages = student_messages(trip.lane.task.prompt, trip.chat.messages)
+    size = sum(len(str(message["content"]).encode("utf-8", "replace")) for message in messages)
+    return size <= left * BYTES_PER_TOKEN
+
+
+def too_long(error: GatewayError) -> bool:
+    """vLLM's answer to a prompt over its --max-model-len."""
+    return error.status == 400 and (
+        error.code == "context_length_exceeded" or _TOO_LONG.search(error.message) is not None
+    )

@@ -46,7 +46,8 @@ class Live:
 
 class Lane:
     """``live`` is None while no student may answer, and ``problem`` then says why, if it is not
-    simply that none was promoted. ``suspect``: the student server did not know the adapter."""
+    simply that none was promoted; else it says which replicas do not answer. ``max_model_len``:
+    tokens that a prompt and its draft may have together, where the student server says so."""
 
     def __init__(self, task: Task, prices: PriceBook | None = None) -> None:
         self.task = task
@@ -55,7 +56,7 @@ class Lane:
         self.spec = output_spec(task.output)
         self.live: Live | None = None
         self.problem: str | None = None
-        self.suspect = False
+        self.max_model_len: int | None = None
         self.estimate = TeacherEstimate()
         self.metrics = LaneMetrics(task.name)
         self.checks = Checks(task.checks)

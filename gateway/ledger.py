@@ -106,7 +106,7 @@ class Ledger:
             children.unknown[Route.STUDENT.value].inc()
         elif student_usd:
             children.cost[(Route.STUDENT.value,)].inc(student_usd)
-        if trip.teacher_asked:
+        if trip.charged:
             if teacher_usd is None:
                 children.unknown[Route.TEACHER.value].inc()
             elif teacher_usd:

@@ -61,7 +61,33 @@ upstream_seconds = Histogram(
     buckets=_LATENCY,
 )
 upstream_up = Gauge(
-    "retort_upstream_up", "1 while calls to the upstream are let through.", ["upstream"]
+    "retort_upstream_up",
+    "1 while calls to the upstream, or to any of several, are let through.",
+    ["upstream"],
+)
+replica_up = Gauge(
+    "retort_replica_up",
+    "1 while calls to this one of several students or teachers are let through.",
+    ["upstream", "replica"],
+)
+failovers_total = Counter(
+    "retort_failovers_total",
+    "Requests passed on to the next teacher or another replica of the student after a failure.",
+    ["upstream"],
+)
+retries_total = Counter(
+    "retort_retries_total", "Calls made again to the same upstream after a failure.", ["upstream"]
+)
+hedges_total = Counter(
+    "retort_hedges_total",
+    "Requests sent a second time because the first was slow. result: won | lost | failed.",
+    ["upstream", "result"],
+)
+queued = Gauge("retort_queued_requests", "Requests waiting for a place upstream.", ["upstream"])
+shed_total = Counter(
+    "retort_shed_requests_total",
+    "Requests refused with 429 because the line was full, or moved too slowly.",
+    ["upstream", "why"],
 )
 tokens_total = Counter(
     "retort_tokens_total", "Tokens as the upstream counted them.", ["task", "route", "type"]
@@ -169,3 +195,9 @@ budget_remaining_usd = Gauge(
     ["task", "period"],
 )
 build_info = Gauge("retort_build_info", "1, with the version.", ["version"])
+
+# shown as 0 before the first of them
+for _result in ("won", "lost", "failed"):
+    hedges_total.labels("teacher", _result)
+for _why in ("full", "slow"):
+    shed_total.labels("teacher", _why)

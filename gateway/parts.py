@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 from gateway.audit import Auditor
 from gateway.budgets import Budgets
+from gateway.chain import Chain
 from gateway.claims import Claims
 from gateway.config import Config
 from gateway.keys import Keys
 from gateway.lane import Lane
 from gateway.ledger import Ledger
 from gateway.limits import Limits
+from gateway.pool import Pool
 from gateway.prices import PriceBook
 from gateway.store import Store
-from gateway.upstream import Upstream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,23 +29,33 @@ class Parts:
     claims: Claims
     lanes: Mapping[str, Lane]
     store: Store
-    teacher: Upstream
-    student: Upstream
+    teacher: Chain
+    student: Pool
     ledger: Ledger
     auditor: Auditor
+    #: set when the process was told to stop
+    draining: Event
 
     def readiness(self) -> dict[str, Any]:
-        """``ready`` is False only where every request would fail: the teacher is down and no
-        student serves. What the gateway works around stands under ``problems``; to take it out of
-        service would turn a part's outage into a whole one."""
-        serving = self.student.breaker.closed and any(
+        """``ready`` is False only where every request would fail, the teachers are down and no
+        student serves, or where the process is about to end. What the gateway works around stands
+        under ``problems``; to take it out of service would turn a part's outage into a whole one.
+        """
+        serving = self.student.up and any(
             lane.live is not None and lane.task.mode == "serve" for lane in self.lanes.values()
         )
         problems = {f"task {name}": lane.problem for name, lane in self.lanes.items()}
-        if not self.teacher.breaker.closed:
+        if not self.teacher.up:
             problems["teacher"] = "down: only what students are trusted with is answered"
-        if not self.student.breaker.closed:
+        elif down := self.teacher.down:
+            problems["teacher"] = f"number {named(down)} down: the others answer"
+        if not self.student.up:
             problems["student"] = "down: the teacher answers"
+        elif down := self.student.down:
+            problems["student"] = f"number {named(down)} down: the others answer"
+        draining = self.draining.is_set()
+        if draining:
+            problems["gateway"] = "stopping: running requests are answered"
         if self.keys.database and self.keys.version is None:
             problems["keys"] = "their database could not be read yet: only api_keys_env is known"
         if self.limits.away:
@@ -52,11 +64,11 @@ class Parts:
         if not self.store.healthy:
             problems["store"] = "the database is away: rows wait on local disk"
         return {
-            "ready": self.teacher.breaker.closed or serving,
+            "ready": not draining and (self.teacher.up or serving),
             "problems": {name: what for name, what in problems.items() if what is not None},
             "store": {"healthy": self.store.healthy, "spool_rows": self.store.spool_rows},
-            "student": "up" if self.student.breaker.closed else "down",
-            "teacher": "up" if self.teacher.breaker.closed else "down",
+            "student": "up" if self.student.up else "down",
+            "teacher": "up" if self.teacher.up else "down",
             "tasks": {
                 name: {
                     "mode": lane.task.mode,
@@ -65,3 +77,8 @@ class Parts:
                 for name, lane in self.lanes.items()
             },
         }
+
+
+def named(places: list[int]) -> str:
+    """Replicas and teachers are known by their place in the configuration, from 0."""
+    return ", ".join(map(str, places))

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Mapping
 
+import aiohttp
+
 from gateway import metrics
 from gateway.errors import GatewayError
 from gateway.keys import UNCLAIMED
@@ -11,6 +13,7 @@ from gateway.parts import Parts
 from gateway.protocol import HOP_BY_HOP, Headers, Incoming, Sink, encode_headers
 from gateway.refusals import is_envelope, refused
 from gateway.unclaimed import Tail, enter
+from gateway.watched import CHAT, Watched
 from router.decision import Reason, Route
 
 #: the gateway and its server set their own
@@ -37,7 +40,7 @@ async def pass_through(
     status, tail, asked = 499, Tail(), time.perf_counter()
     meter = await metered(parts.budgets, parts.prices.unclaimed_usd, incoming)
     try:
-        await _relay(parts, incoming, sink, tail, meter)
+        await _relay(parts, incoming, sink, tail, meter, stream=stream)
         status = sink.status
     except GatewayError as error:
         status = error.status
@@ -57,21 +60,30 @@ async def pass_through(
 
 
 async def _relay(
-    parts: Parts, incoming: Incoming, sink: Sink, tail: Tail, meter: Meter | None
+    parts: Parts, incoming: Incoming, sink: Sink, tail: Tail, meter: Meter | None, *, stream: bool
 ) -> None:
-    path_query = incoming.path.removeprefix("/v1")
+    path = path_query = incoming.path.removeprefix("/v1")
     if incoming.query:
         path_query += "?" + incoming.query
     headers = parts.teacher.headers(incoming.headers)
-    if meter is not None:
-        headers["accept-encoding"] = "identity"  # or its usage could not be read
+    if stream or meter is not None:
+        # or it could not be seen where it begins, whether it ends, and what it used
+        headers["accept-encoding"] = "identity"
     elif "accept-encoding" in incoming.headers:
         headers["accept-encoding"] = incoming.headers["accept-encoding"]
+    watched = incoming.method == "POST" and path in CHAT
+    begin = Watched.begin if watched else _untouched
     events = False
     try:
-        async with parts.teacher.forward(
-            incoming.method, path_query, incoming.raw, headers
-        ) as response:
+        async with parts.teacher.relay(
+            incoming.method,
+            path_query,
+            incoming.raw,
+            headers,
+            begin,
+            stream=stream,
+            elsewhere=watched,
+        ) as (response, answer):
             shown = [*_WHY, *encode_headers(_shown(response.headers))]
             if response.status >= 400 and "content-encoding" not in response.headers:
                 raw = await response.content.read(_ERROR_BYTES)
@@ -82,8 +94,12 @@ async def _relay(
                 return
             tail.begin(response.headers)
             events = response.content_type == "text/event-stream"
+            if events:
+                # it may become longer by an error
+                shown = [(name, value) for name, value in shown if name != b"content-length"]
             await sink.start(response.status, shown)
-            async for part in response.content.iter_any():
+            pieces = response.content.iter_any() if answer is None else answer.parts()
+            async for part in pieces:
                 if meter is not None:
                     meter.feed(part, events=events)
                 await sink.write(part)
@@ -93,6 +109,10 @@ async def _relay(
         if sink.started and not events:
             raise Broken from None
         raise
+
+
+async def _untouched(response: aiohttp.ClientResponse) -> Watched | None:
+    return None
 
 
 def _shown(headers: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -1,22 +1,20 @@
-"""The background loop: follow the champions, keep their adapters loaded, mend the breaker."""
+"""The background loop: follow the champions, keep their adapters loaded, mend the breakers."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Sequence
 
-import aiohttp
-
 from gateway import bundles, exchanges, metrics, nights
-from gateway.adapters import answers, load_adapter, loaded
-from gateway.bundles import BundleFiles
+from gateway.chain import Chain
 from gateway.config import Config
 from gateway.errors import BundleError, RetortError
 from gateway.lane import Lane, Live
+from gateway.loading import Loading
+from gateway.pool import Pool
 from gateway.response_store import forget_old
 from gateway.store import Store
 from gateway.tables import Bundle, utcnow
-from gateway.upstream import Upstream
 from router import artifact
 from router.errors import RouterError
 from router.threshold import NEVER
@@ -35,13 +33,14 @@ class Poller:
     server answers under its adapter; until then, and if anything fails, what was live stays."""
 
     def __init__(
-        self, config: Config, store: Store, lanes: Sequence[Lane], upstreams: Sequence[Upstream]
+        self, config: Config, store: Store, lanes: Sequence[Lane], teacher: Chain, student: Pool
     ) -> None:
         self._config = config
         self._store = store
         self._lanes = lanes
-        self._upstreams = upstreams
-        self._url = config.student.base_url.rstrip("/")
+        self._teacher = teacher
+        self._student = student
+        self._loading = Loading(student)
         self._slow_at = 0.0
         self._forget_at = 0.0
         self._infos: dict[str, tuple[str, str]] = {}
@@ -65,20 +64,21 @@ class Poller:
         slow = time.monotonic() >= self._slow_at
         if slow:
             self._slow_at = time.monotonic() + SLOW_S
-        async with aiohttp.ClientSession() as session:
-            for lane in self._lanes:
-                try:
-                    await self._follow(lane, session, look=slow)
-                    if slow:
-                        await asyncio.to_thread(self._count, lane)
-                except Exception:
-                    # whatever it was, the gateway serves on with what it has
-                    logger.exception("poll failed", extra={"task": lane.task.name})
-        for upstream in self._upstreams:
-            await upstream.mend()
+        await asyncio.gather(self._student.mend(), self._teacher.mend())
+        for lane in self._lanes:
+            try:
+                await self._follow(lane, look=slow)
+                if slow:
+                    await asyncio.to_thread(self._count, lane)
+            except Exception:
+                # whatever it was, the gateway serves on with what it has
+                logger.exception("poll failed", extra={"task": lane.task.name})
         metrics.spool_rows.set(self._store.spool_rows)
 
-    async def _follow(self, lane: Lane, session: aiohttp.ClientSession, *, look: bool) -> None:
+    async def close(self) -> None:
+        await self._loading.close()
+
+    async def _follow(self, lane: Lane, *, look: bool) -> None:
         champion = await asyncio.to_thread(bundles.champion, self._store, lane.task.name)
         live = lane.live
         if champion is None:
@@ -87,17 +87,19 @@ class Poller:
             lane.problem = None
             return
         if live is not None and live.bundle.id == champion.id:
-            if look or lane.suspect or lane.problem is not None:
-                await self._reconcile(lane, live.bundle, session)
+            if look or lane.problem is not None or not self._loading.complete(live.bundle):
+                await self._loading.reconcile(live.bundle)
+            self._trouble(lane, champion.id, self._loading.problem(live.bundle))
+            lane.max_model_len = self._loading.max_model_len(live.bundle)
             return
         try:
-            new = await self._prepare(lane, champion, session)
+            new = await self._prepare(lane, champion)
         except (RetortError, RouterError) as error:
-            self._trouble(lane, champion.id, error)
+            self._trouble(lane, champion.id, str(error))
         else:
             self._switch(lane, new)
 
-    async def _prepare(self, lane: Lane, champion: Bundle, session: aiohttp.ClientSession) -> Live:
+    async def _prepare(self, lane: Lane, champion: Bundle) -> Live:
         files = await asyncio.to_thread(bundles.read_bundle, champion.path)
         if files.adapter == self._config.student.base_model:
             raise BundleError(f"{files.id}: its adapter has the base model's name")
@@ -107,36 +109,20 @@ class Poller:
                 ".prompt: change it back, or train a new student"
             )
         router = await asyncio.to_thread(artifact.load, files.router_dir)
-        await self._load(files, session)
+        await self._loading.first(files)
         return Live(bundle=files, router=router)
 
-    async def _load(self, files: BundleFiles, session: aiohttp.ClientSession) -> None:
-        if files.adapter not in await loaded(session, self._url):
-            await load_adapter(session, self._url, files.adapter, str(files.adapter_dir))
-        await answers(session, self._url, files.adapter)
-
-    async def _reconcile(
-        self, lane: Lane, files: BundleFiles, session: aiohttp.ClientSession
-    ) -> None:
-        """A restarted student server knows nothing of our adapters."""
-        try:
-            if files.adapter not in await loaded(session, self._url):
-                await self._load(files, session)
-                logger.warning("adapter reloaded", extra={"adapter": files.adapter})
-        except BundleError as error:
-            self._trouble(lane, files.id, error)
-        else:
-            lane.problem, lane.suspect = None, False
-
-    def _trouble(self, lane: Lane, bundle: str, error: Exception) -> None:
-        if lane.problem != str(error):
-            extra = {"task": lane.task.name, "bundle": bundle, "error": str(error)}
-            logger.warning("bundle not live", extra=extra)
-        lane.problem = str(error)
+    def _trouble(self, lane: Lane, bundle: str, problem: str | None) -> None:
+        if problem is not None and lane.problem != problem:
+            extra = {"task": lane.task.name, "bundle": bundle, "error": problem}
+            logger.warning("bundle not live everywhere", extra=extra)
+        lane.problem = problem
 
     def _switch(self, lane: Lane, new: Live | None) -> None:
         task = lane.task.name
-        lane.live, lane.problem, lane.suspect = new, None, False
+        lane.live = new
+        lane.problem = None if new is None else self._loading.problem(new.bundle)
+        lane.max_model_len = None if new is None else self._loading.max_model_len(new.bundle)
         if (old := self._infos.pop(task, None)) is not None:
             metrics.bundle_info.remove(task, *old)
         if new is not None:

@@ -49,8 +49,7 @@ HOP_BY_HOP = frozenset(
 @dataclass(slots=True, kw_only=True)
 class Incoming:
     """One HTTP request as it arrived. ``headers`` have lower-case names; ``waited_s`` adds up the
-    time spent on student and teacher, of which ``queued_s`` before the teacher was free to be
-    asked."""
+    time spent on student and teacher."""
 
     id: str
     method: str
@@ -61,7 +60,6 @@ class Incoming:
     raw: bytes = b""
     arrived: float = field(default_factory=time.perf_counter)
     waited_s: float = 0.0
-    queued_s: float | None = None
     #: tokens the caller's limit was charged at admission; None: it has none
     tokens_held: int | None = None
     #: tokens it really took; None while, or where, they are unknown

@@ -1,6 +1,8 @@
 """What an upstream's error answer becomes: the OpenAI envelope, its status, its retry headers."""
 
+import time
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -67,9 +69,13 @@ def _kind(status: int) -> str:
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """How long the server asks to be left alone; a date counts from now."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
             return max(0.0, float(headers[name]) / unit)
         except (KeyError, ValueError):
             continue
-    return None
+    try:
+        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+    except (KeyError, ValueError):
+        return None

@@ -7,9 +7,12 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
+from threading import Event
+from types import FrameType
 
 import uvicorn
 
@@ -21,15 +24,18 @@ logger = logging.getLogger(__name__)
 
 
 def serve(config: Config) -> None:
-    """Returns after SIGTERM or SIGINT, when running answers have ended (at most ``drain_s``).
-    Raises ConfigError, StoreError where it cannot start.
+    """Returns after SIGTERM or SIGINT, when running answers have ended (at most ``drain_s``). Until
+    then it is not ready any more, but takes what still comes: whoever sends it requests needs a
+    moment to notice. A second signal ends that. Raises ConfigError, StoreError where it cannot
+    start.
 
     The port is bound first, so that 0 is known before anything is said about it; the URL stands
     in ``<state_dir>/gateway.json`` while the gateway runs.
     """
+    draining = Event()
     with listening(config.server.host, config.server.port) as listener:
         settings = uvicorn.Config(
-            create_app(config),
+            create_app(config, draining=draining),
             loop="uvloop" if sys.platform != "win32" else "asyncio",
             http="httptools",
             ws="none",
@@ -39,7 +45,7 @@ def serve(config: Config) -> None:
             server_header=False,
             timeout_graceful_shutdown=ceil(config.server.drain_s),
         )
-        server = Announced(settings, config.state / "gateway.json")
+        server = Draining(settings, config.state / "gateway.json", draining, config.server.drain_s)
         # uvicorn raises the signal again once it has stopped; nothing is left to do by then
         previous = signal.signal(signal.SIGTERM, lambda number, frame: None)
         try:
@@ -52,12 +58,38 @@ def serve(config: Config) -> None:
         raise ConfigError("the gateway could not start; the log above says why")
 
 
-class Announced(uvicorn.Server):
-    """Writes ``{"url", "pid"}`` to a file as soon as it takes requests."""
+class Draining(uvicorn.Server):
+    """Writes ``{"url", "pid"}`` to a file as soon as it takes requests. Told to stop it sets
+    ``draining``, and stops as soon as nothing is being answered, at the latest after
+    ``drain_s``."""
 
-    def __init__(self, settings: uvicorn.Config, path: Path) -> None:
+    def __init__(
+        self, settings: uvicorn.Config, path: Path, draining: Event, drain_s: float
+    ) -> None:
         super().__init__(settings)
         self._path = path
+        self._draining = draining
+        self._drain_s = drain_s
+        self._drained_at = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._draining.is_set():
+            super().handle_exit(sig, frame)
+            return
+        self._captured_signals.append(sig)
+        self._drained_at = time.monotonic() + self._drain_s
+        self._draining.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        if await super().on_tick(counter):
+            return True
+        if not self._draining.is_set():
+            return False
+        left_s = self._drained_at - time.monotonic()
+        if self.server_state.tasks and left_s > 0:
+            return False
+        self.config.timeout_graceful_shutdown = max(1, ceil(left_s))
+        return True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -1,7 +1,10 @@
 """Server-sent events, and the teacher's stream: relayed as bytes, its text kept for the row."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import aiohttp
@@ -12,27 +15,64 @@ from gateway.pricing import Usage, read_usage
 from gateway.protocol import DONE, event
 from gateway.refusals import envelope, passed_on
 
-_END = re.compile(rb"\r?\n\r?\n")
+#: an event larger than this has no end
+LONGEST_EVENT = 16_000_000
+#: after [DONE] the connection's end comes with it, or is not waited for
+LINGER_S = 0.05
+#: usage comes right after the answer, or is not waited for
+USAGE_S = 5.0
+
+_END = re.compile(rb"\n\r?\n")
+_BOM = b"\xef\xbb\xbf"
 
 
 async def events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """The events of a stream, each as the bytes it came in, with the blank line that ends it."""
-    rest = b""
-    async for part in response.content.iter_any():
+    """The events of a stream, each as the bytes it came in, with the blank line that ends it. The
+    last is [DONE], whether the connection is closed then or not. Raises UpstreamError."""
+    parts = response.content.iter_any()
+    rest, seek = b"", 0
+    async for part in parts:
         rest += part
         start = 0
-        for match in _END.finditer(rest):
-            yield rest[start : match.end()]
-            start = match.end()
+        while match := _END.search(rest, seek):
+            raw = rest[start : match.end()]
+            yield raw
+            if is_done(raw):
+                await drain(parts)
+                return
+            start = seek = match.end()
         rest = rest[start:]
+        # a blank line may have come in part
+        seek = max(0, len(rest) - 3)
+        if len(rest) > LONGEST_EVENT:
+            raise UpstreamError("The stream has an event without an end.", code="upstream_broken")
     if rest.strip():
         yield rest + b"\n\n"
 
 
+def whole_events(data: bytes) -> list[bytes]:
+    """The events that are complete in these bytes, from the first on."""
+    ends = [0, *(match.end() for match in _END.finditer(data))]
+    return [data[start:end] for start, end in pairwise(ends)]
+
+
+async def drain(parts: AsyncIterator[bytes]) -> None:
+    """Take the end of the connection's answer if it is there, so that it can be used again."""
+    with suppress(TimeoutError, aiohttp.ClientError):
+        async with asyncio.timeout(LINGER_S):
+            async for _ in parts:
+                pass
+
+
 def payload(raw: bytes) -> bytes | None:
     """What an event's ``data`` lines hold; None for a comment (kept-alive connections)."""
-    lines = [line[5:].strip() for line in raw.splitlines() if line.startswith(b"data:")]
-    return b"\n".join(lines) if lines else None
+    lines = raw.removeprefix(_BOM).splitlines()
+    data = [line[5:].strip() for line in lines if line.startswith(b"data:")]
+    return b"\n".join(data) if data else None
+
+
+def is_done(raw: bytes) -> bool:
+    return b"[DONE]" in raw and payload(raw) == b"[DONE]"
 
 
 def parse_chunk(data: bytes, who: str) -> dict[str, Any]:
@@ -46,7 +86,18 @@ def parse_chunk(data: bytes, who: str) -> dict[str, Any]:
         raise UpstreamError(f"The {who}'s stream is not made of JSON objects.")
     if chunk.get("error"):
         raise UpstreamRefused(envelope(data, 502), status=502, headers={})
+    choices = chunk.get("choices") or []
+    if not (isinstance(choices, list) and all(map(_readable, choices))):
+        raise UpstreamError(f"The {who}'s stream has choices that cannot be read.")
     return chunk
+
+
+def _readable(choice: Any) -> bool:
+    return (
+        isinstance(choice, dict)
+        and isinstance(choice.get("index", 0), int)
+        and isinstance(choice.get("delta") or {}, dict)
+    )
 
 
 def check_streams(response: aiohttp.ClientResponse, who: str) -> None:
@@ -104,19 +155,20 @@ class TeacherStream:
         if not self.complete:
             yield b"".join(self._held)
             self._held.clear()
-        try:
             async for raw in self._events:
                 out = self._take(raw)
                 if self.complete:
                     self._held.append(out)
-                elif out:
+                    break
+                if out:
                     yield out
-        except (aiohttp.ClientError, TimeoutError):
-            # a complete answer is an answer, even if the connection is cut before its [DONE]
-            if not self.complete:
-                raise
         if not self.complete:
             raise UpstreamError("The teacher's stream broke off.", code="upstream_broken")
+        # a complete answer is an answer, whatever becomes of the stream after it
+        with suppress(aiohttp.ClientError, TimeoutError, UpstreamError, UpstreamRefused):
+            async with asyncio.timeout(USAGE_S):
+                async for raw in self._events:
+                    self._held.append(self._take(raw))
         self.tail = b"".join(self._held) + DONE
 
     def _take(self, raw: bytes) -> bytes:
@@ -152,5 +204,11 @@ class TeacherStream:
             self._finished.add(index)
             if index == 0:
                 self.finish_reason = choice["finish_reason"]
-        if self._finished or any(value for name, value in delta.items() if name != "role"):
+        if self._finished or says_something(choice):
             self._begun = True
+
+
+def says_something(choice: dict[str, Any]) -> bool:
+    """Whether there is content in a choice of a chunk: text, a tool call, reasoning, …"""
+    delta = choice.get("delta") or {}
+    return bool(choice.get("text")) or any(v for name, v in delta.items() if name != "role")

@@ -7,6 +7,7 @@ from typing import Any
 
 from gateway import exchanges
 from gateway.cache import Entry
+from gateway.chain import Asking
 from gateway.config import Config
 from gateway.draft import Draft
 from gateway.lane import Lane, Live, sampled
@@ -15,7 +16,7 @@ from gateway.pricing import Usage, add
 from gateway.prompt import user_text
 from gateway.protocol import Chat, Incoming
 from gateway.tables import Exchange, utcnow
-from router.decision import Decision, Route
+from router.decision import Decision, Reason, Route
 from router.output import disagreement
 
 
@@ -32,6 +33,9 @@ class Trip:
     decision: Decision = field(init=False)
     draft: Draft | None = None
     teacher_asked: bool = False
+    asking: Asking = field(default_factory=Asking)
+    #: why the student gave no draft
+    student_failed: Reason = Reason.STUDENT_ERROR
     teacher_text: str | None = None
     teacher_model: str | None = None
     teacher_usage: Usage | None = None
@@ -71,19 +75,37 @@ class Trip:
 
     @property
     def teacher_usd(self) -> float | None:
-        """What the teacher cost, or would have cost by estimate."""
+        """What the teacher cost, or would have cost by estimate. None where attempts were given up
+        that nobody can say the cost of."""
         if self.cached is not None:
             return self.cached.teacher_usd
+        if self.asking.lost:
+            return None
         usage = self.teacher_usage
         if not self.teacher_asked and self.draft is not None:
             usage = self.lane.estimate.of(len(self.incoming.raw), self.draft.answer.text)
-        asked = self.config.teacher.model or self.chat.model
-        return self.lane.prices.teacher_usd(usage, self.teacher_model, asked)
+        return self._teacher_usd(usage)
+
+    def _teacher_usd(self, usage: Usage | None) -> float | None:
+        """At the price of the teacher that answered, else of the first."""
+        by = self.asking.by
+        return self.lane.prices.teacher_usd(
+            usage,
+            self.teacher_model,
+            self.config.teacher.model or self.chat.model,
+            own=None if by is None else by.price,
+            base_url=None if by is None else by.base_url,
+        )
+
+    @property
+    def charged(self) -> bool:
+        """The teacher was asked, and took or may have taken money for it."""
+        return self.teacher_asked or self.asking.lost > 0
 
     @property
     def paid_teacher_usd(self) -> float | None:
         """0 where the teacher was not asked."""
-        return self.teacher_usd if self.teacher_asked else 0.0
+        return self.teacher_usd if self.charged else 0.0
 
     @property
     def cost_usd(self) -> float | None:
@@ -129,7 +151,7 @@ class Trip:
         arrived, duration_s = incoming.arrived, time.perf_counter() - incoming.arrived
         student_usd, paid_usd = self.student_usd, self.paid_teacher_usd
         alone_usd = paid_usd
-        if not self.teacher_asked:
+        if not self.charged:
             # what was answered by nobody is not compared
             alone_usd = self.teacher_usd if self.status < 400 else None
         line = Line(
@@ -151,11 +173,11 @@ class Trip:
             teacher_usd=paid_usd,
             cost_usd=add(student_usd, paid_usd),
             teacher_cost_usd=alone_usd,
-            estimated=not self.teacher_asked,
+            estimated=not self.charged,
             duration_ms=duration_s * 1000,
             first_token_ms=None if first_byte_at is None else (first_byte_at - arrived) * 1000,
             student_ms=milliseconds(self.student_s),
-            queue_ms=milliseconds(incoming.queued_s),
+            queue_ms=milliseconds(self.asking.queued_s),
             teacher_ms=milliseconds(self.teacher_s),
             overhead_ms=max(0.0, duration_s - incoming.waited_s) * 1000,
         )
@@ -164,9 +186,7 @@ class Trip:
 
     def audit_line(self) -> Line:
         """The row of the audit, whose answer replaced the teacher's in this trip."""
-        usd = self.lane.prices.teacher_usd(
-            self.teacher_usage, self.teacher_model, self.config.teacher.model or self.chat.model
-        )
+        usd = None if self.asking.lost else self._teacher_usd(self.teacher_usage)
         line = Line(
             id=f"{self.incoming.id}-audit",
             kind="audit",

@@ -1,16 +1,16 @@
 """One OpenAI-compatible server, teacher or student: the only place that talks to the network.
 
-Pooled connections, a timeout on every wait, retries, and one translation of what can go wrong:
-callers see GatewayError and nothing else.
+Pooled connections, a timeout on every wait, and one translation of what can go wrong: callers see
+GatewayError and nothing else. One call is one attempt; who is asked next, and whether at all, is
+for the chain of teachers and the pool of students to say.
 """
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import aiohttp
 import orjson
@@ -18,6 +18,7 @@ from yarl import URL
 
 from gateway import metrics
 from gateway.breaker import Breaker
+from gateway.config import Price
 from gateway.errors import (
     GatewayError,
     UpstreamError,
@@ -26,15 +27,18 @@ from gateway.errors import (
     UpstreamUnavailable,
 )
 from gateway.protocol import HOP_BY_HOP
-from gateway.refusals import passed_on, refused, retry_after_s
+from gateway.refusals import envelope, passed_on, refused
 
 T = TypeVar("T")
 
-CONNECT_S = 5.0
-#: a server that asks for a longer pause is left to the client's own retries
-LONGEST_PAUSE_S = 5.0
+#: a server that takes longer to list its models is not up
+PROBE_S = 5.0
 #: of the client's headers, those that are between it and the gateway
-_OURS = HOP_BY_HOP | {"host", "content-length", "authorization", "accept-encoding", "expect"}
+_OURS = HOP_BY_HOP | {"host", "content-length", "accept-encoding", "expect"}
+#: what tells one provider who asks is no other's business
+_CREDENTIALS = frozenset(
+    {"authorization", "cookie", "api-key", "x-api-key", "openai-organization", "openai-project"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,42 +50,82 @@ class Reply:
     headers: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Opened(Generic[T]):
+    """An answer that has begun; ``stack`` holds its connection until it is closed."""
+
+    value: T
+    stack: AsyncExitStack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """Seconds one attempt may take: to connect; for a whole answer; until a stream's first
+    content; between two pieces of a stream; for a whole stream."""
+
+    connect_s: float
+    whole_s: float
+    first_s: float
+    idle_s: float
+    stream_s: float
+
+
+def sent_on(client: Mapping[str, str]) -> dict[str, str]:
+    """The client's headers, without what is between it and the gateway."""
+    return {
+        name: value
+        for name, value in client.items()
+        if name not in _OURS and not name.startswith("x-retort-")
+    }
+
+
 class Upstream:
-    """``timeout_s`` bounds a whole answer, and the wait for each chunk of a stream;
-    ``stream_total_s`` a whole stream. ``gated``: after several failures in a row calls are refused
-    at once until a probe succeeds; else the breaker only watches.
-    """
+    """``replica`` is its place in the configuration. Without a key of its own, ``pass_key`` sends
+    the client's; ``stranger``: the client does not know of this server, and nothing that tells
+    who the client is goes there. ``model`` replaces the one in a request's body."""
 
     def __init__(
         self,
         name: Literal["teacher", "student"],
         base_url: str,
         *,
-        timeout_s: float,
-        stream_total_s: float | None = None,
-        retries: int = 0,
+        patience: Patience,
+        replica: int = 0,
         api_key: str | None = None,
         pass_key: bool = False,
+        stranger: bool = False,
         max_concurrency: int | None = None,
-        gated: bool = False,
+        model: str | None = None,
+        price: Price | None = None,
     ) -> None:
         self.name = name
+        self.replica = replica
         self.base_url = base_url.rstrip("/")
         self.breaker = Breaker()
-        self._gated = gated
+        self.model = model
+        self.price = Price() if price is None else price
+        self.in_flight = 0
+        self.own_key = api_key is not None
         self._chat = URL(f"{self.base_url}/chat/completions")
         self._authorization = None if api_key is None else f"Bearer {api_key}"
         self._pass_key = pass_key
-        self._retries = retries
+        self._stranger = stranger
         self._limit = max_concurrency
-        self._in_flight = 0
-        wait = {"sock_connect": min(CONNECT_S, timeout_s), "sock_read": timeout_s}
-        self._whole = aiohttp.ClientTimeout(total=timeout_s, **wait)
-        self._streamed = aiohttp.ClientTimeout(total=stream_total_s, **wait)
-        self._timeout_s = timeout_s
+        self._patience = patience
+        connect_s = min(patience.connect_s, patience.whole_s)
+        self._whole = aiohttp.ClientTimeout(
+            total=patience.whole_s, sock_connect=connect_s, sock_read=patience.whole_s
+        )
+        self._streamed = aiohttp.ClientTimeout(
+            total=patience.stream_s, sock_connect=connect_s, sock_read=patience.first_s
+        )
+        self._any = aiohttp.ClientTimeout(
+            total=patience.stream_s,
+            sock_connect=connect_s,
+            sock_read=max(patience.whole_s, patience.first_s),
+        )
         self._seconds = metrics.upstream_seconds.labels(name)
-        self._up = metrics.upstream_up.labels(name)
-        self._up.set(1)
+        metrics.replica_up.labels(name, str(replica)).set_function(lambda: self.breaker.closed)
 
     async def open(self) -> None:
         self._connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=20.0)
@@ -102,17 +146,18 @@ class Upstream:
         await self._raw_session.close()
         await self._connector.close()
 
-    def headers(self, client: Mapping[str, str]) -> dict[str, str]:
-        """The client's headers as they are sent on, with this server's key in place of theirs."""
-        sent = {
-            name: value
-            for name, value in client.items()
-            if name not in _OURS and not name.startswith("x-retort-")
-        }
+    @property
+    def full(self) -> bool:
+        return self._limit is not None and self.in_flight >= self._limit
+
+    def keyed(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """The headers with this server's key in place of the client's."""
+        gone = _CREDENTIALS if self._stranger else ("authorization",)
+        sent = {name: value for name, value in headers.items() if name not in gone}
         if self._authorization is not None:
             sent["authorization"] = self._authorization
-        elif self._pass_key and "authorization" in client:
-            sent["authorization"] = client["authorization"]
+        elif self._pass_key and "authorization" in headers:
+            sent["authorization"] = headers["authorization"]
         if sent.pop("x-api-key", None) and "anthropic-version" in sent and "authorization" in sent:
             # Anthropic's API looks for its key where its client put the gateway's
             sent["x-api-key"] = sent.pop("authorization").removeprefix("Bearer ")
@@ -120,87 +165,99 @@ class Upstream:
 
     async def ask(self, data: bytes, headers: dict[str, str]) -> Reply:
         """A chat completion, whole. Raises GatewayError."""
-        self._admit()
-        attempt = 0
-        while True:
-            try:
-                async with self._call("POST", self._chat, data, headers, self._whole) as response:
-                    raw = await response.read()
-                    return Reply(data=raw, body=self._object(raw), headers=passed_on(response))
-            except GatewayError as error:
-                await self._pause(error, attempt)
-            attempt += 1
+        async with self._call("POST", self._chat, data, headers, self._whole) as response:
+            raw = await response.read()
+            body = self._object(raw)
+            if body.get("error") and "choices" not in body:
+                # some servers and gateways have only one status for everything
+                raise UpstreamRefused(envelope(raw, 502), status=502, headers=passed_on(response))
+            return Reply(data=raw, body=body, headers=passed_on(response))
 
-    @asynccontextmanager
-    async def stream(
+    async def read(
+        self,
+        data: bytes,
+        headers: dict[str, str],
+        read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+        within_s: float | None = None,
+    ) -> T:
+        """A chat completion that ``read`` reads to its end, streamed or not, in ``within_s`` (by
+        default the time for a whole answer). Raises GatewayError."""
+        limits = self._whole
+        if within_s is not None:
+            connect_s = min(self._patience.connect_s, within_s)
+            limits = aiohttp.ClientTimeout(total=within_s, sock_connect=connect_s)
+        async with self._call("POST", self._chat, data, headers, limits) as response:
+            return await read(response)
+
+    async def begin(
         self,
         data: bytes,
         headers: dict[str, str],
         begin: Callable[[aiohttp.ClientResponse], Awaitable[T]],
-    ) -> AsyncIterator[T]:
-        """A chat completion as it comes. What goes wrong until ``begin`` returns is retried, for
-        nothing has been shown to the client yet. Raises GatewayError."""
-        self._admit()
-        attempt = 0
-        while True:
-            begun = False
-            try:
-                async with self._call(
-                    "POST", self._chat, data, headers, self._streamed
-                ) as response:
-                    made = await begin(response)
-                    begun = True
-                    yield made
-                    return
-            except GatewayError as error:
-                if begun:
-                    raise
-                await self._pause(error, attempt)
-            attempt += 1
+    ) -> Opened[T]:
+        """A chat completion as it comes, once ``begin`` has returned. Raises GatewayError."""
+        call = self._call("POST", self._chat, data, headers, self._streamed, first=True)
+        return await self._begin(call, begin, self._patience.first_s)
 
-    @asynccontextmanager
     async def forward(
-        self, method: str, path_query: str, data: bytes, headers: dict[str, str]
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        self,
+        method: str,
+        path_query: str,
+        data: bytes,
+        headers: dict[str, str],
+        begin: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+        *,
+        stream: bool,
+    ) -> Opened[T]:
         """Any request, its answer untouched (also errors and compression). ``path_query`` follows
         the base URL. Raises GatewayError where there is no answer."""
         url = URL(self.base_url + path_query, encoded=True)
-        attempt = 0
-        while True:
-            begun = False
-            try:
-                async with self._call(
-                    method, url, data, headers, self._streamed, raw=True
-                ) as response:
-                    begun = True
-                    yield response
-                    return
-            except _Dropped:
-                # the only thing repeated here: the application retries its own requests
-                if begun or attempt:
-                    raise
-            attempt += 1
+        call = self._call(method, url, data, headers, self._any, raw=True, first=stream)
+        patience = self._patience
+        return await self._begin(call, begin, patience.first_s if stream else patience.whole_s)
+
+    async def _begin(
+        self,
+        call: AbstractAsyncContextManager[aiohttp.ClientResponse],
+        begin: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+        first_s: float,
+    ) -> Opened[T]:
+        deadline = asyncio.get_running_loop().time() + first_s
+        async with AsyncExitStack() as stack:
+            response = await stack.enter_async_context(call)
+            async with asyncio.timeout_at(deadline):
+                value = await begin(response)
+            connection = response.connection
+            protocol = None if connection is None else connection.protocol
+            if protocol is not None and response.content_type == "text/event-stream":
+                # from here on the pieces may not be further apart than this
+                protocol.read_timeout = self._patience.idle_s
+                protocol.start_timeout()
+            return Opened(value, stack.pop_all())
 
     async def get_json(self, path: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
         """Raises GatewayError."""
         url = URL(self.base_url + path)
-        async with self._call(
-            "GET", url, b"", headers or self.headers({}), self._whole
-        ) as response:
+        sent = self.keyed({}) if headers is None else headers
+        async with self._call("GET", url, b"", sent, self._whole) as response:
             return self._object(await response.read())
 
-    async def mend(self) -> None:
-        """Probe it, if it is down and a probe is due. Off the request path."""
+    async def mend(self) -> dict[str, Any] | None:
+        """Probe it, if it is down and a probe is due; its list of models where it is up again.
+        Off the request path."""
         if not self.breaker.due():
-            return
+            return None
+        models: dict[str, Any] = {}
         try:
-            await self.get_json("/models")
+            url, probe = URL(f"{self.base_url}/models"), aiohttp.ClientTimeout(total=PROBE_S)
+            async with self._call("GET", url, b"", self.keyed({}), probe) as response:
+                models = self._object(await response.read())
         except GatewayError as error:
             if error.status >= 500:
                 self.breaker.delay()
-                return
+                return None
         self.breaker.mend()
-        self._up.set(1)
+        return models
 
     @asynccontextmanager
     async def _call(
@@ -212,95 +269,63 @@ class Upstream:
         limits: aiohttp.ClientTimeout,
         *,
         raw: bool = False,
+        first: bool = False,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One attempt."""
-        if self._limit is not None and self._in_flight >= self._limit:
+        """One attempt. ``first``: the headers must come in the time for the first content."""
+        if self.full:
             raise UpstreamUnavailable(f"The {self.name} is busy.", code="overloaded")
         session = self._raw_session if raw else self._session
         if not raw:
             headers["accept-encoding"] = "identity"
         started, code = time.perf_counter(), "cancelled"
-        self._in_flight += 1
+        self.in_flight += 1
         try:
-            async with session.request(
-                method,
-                url,
-                data=data or None,
-                headers=headers,
-                timeout=limits,
-                allow_redirects=False,
-            ) as response:
+            async with asyncio.timeout(self._patience.first_s if first else None):
+                response = await session.request(
+                    method,
+                    url,
+                    data=data or None,
+                    headers=headers,
+                    timeout=limits,
+                    allow_redirects=False,
+                )
+            async with response:
                 code = str(response.status)
                 if response.status >= 400 and not raw:
                     raise refused(response, await response.read())
                 yield response
-            self._succeeded()
+            self.breaker.failure() if response.status >= 500 else self.breaker.success()
         except TimeoutError as error:
             code = "timeout"
-            self._failed()
+            self.breaker.failure()
             if isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise UpstreamUnavailable(f"The {self.name} cannot be reached.") from None
-            raise UpstreamTimeout(
-                f"The {self.name} did not answer within {self._timeout_s:g} s."
-            ) from None
+            raise UpstreamTimeout(f"The {self.name} did not answer in time.") from None
         except aiohttp.ServerDisconnectedError:
             code = "connect"
-            self._failed()
-            raise _Dropped(f"The {self.name} closed the connection.") from None
+            self.breaker.failure()
+            raise Dropped(f"The {self.name} closed the connection.") from None
         except aiohttp.ClientConnectionError as error:
             code = "connect"
-            self._failed()
+            self.breaker.failure()
             why = getattr(error, "strerror", None) or type(error).__name__
             raise UpstreamUnavailable(f"The {self.name} cannot be reached ({why}).") from None
         except aiohttp.ClientError:
-            self._failed()
+            self.breaker.failure()
             raise UpstreamError(
                 f"The {self.name}'s answer broke off.", code="upstream_broken"
             ) from None
         except UpstreamRefused as error:
             # below 500 it is up and does not like the request
-            self._failed() if error.status >= 500 else self._succeeded()
+            self.breaker.failure() if error.status >= 500 else self.breaker.success()
             raise
         except UpstreamError:
-            self._failed()
+            self.breaker.failure()
             raise
         finally:
-            self._in_flight -= 1
+            self.in_flight -= 1
             self._seconds.observe(time.perf_counter() - started)
             metrics.upstream_total.labels(self.name, code).inc()
-
-    def _admit(self) -> None:
-        if self._gated and not self.breaker.closed:
-            raise UpstreamUnavailable(f"The {self.name} is down.", code="circuit_open")
-
-    def _succeeded(self) -> None:
-        self.breaker.success()
-        self._up.set(self.breaker.closed)
-
-    def _failed(self) -> None:
-        self.breaker.failure()
-        self._up.set(self.breaker.closed)
-
-    async def _pause(self, error: GatewayError, attempt: int) -> None:
-        """Wait before the next attempt, or raise the error for good."""
-        if isinstance(error, _Dropped) and attempt == 0:
-            # a pooled connection that the server closed while it lay idle
-            return
-        again = isinstance(error, UpstreamUnavailable | UpstreamError | UpstreamRefused) and (
-            error.status == 429 or error.status >= 500
-        )
-        if not again:
-            raise error
-        if attempt >= self._retries:
-            if self._retries and error.status != 429 and "x-should-retry" not in error.headers:
-                # it was repeated here; the official clients' retries would multiply that
-                error.retry = False
-            raise error
-        wait_s = random.uniform(0.5, 1.0) * min(0.25 * 2**attempt, LONGEST_PAUSE_S)
-        asked_s = retry_after_s(error.headers)
-        if asked_s is not None and asked_s > LONGEST_PAUSE_S:
-            raise error
-        await asyncio.sleep(wait_s if asked_s is None else asked_s)
 
     def _object(self, raw: bytes) -> dict[str, Any]:
         try:
@@ -312,5 +337,6 @@ class Upstream:
         return body
 
 
-class _Dropped(UpstreamUnavailable):
-    """The server closed the connection before it answered."""
+class Dropped(UpstreamUnavailable):
+    """The server closed the connection before it answered: perhaps a pooled one that had lain
+    idle."""

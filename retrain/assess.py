@@ -49,7 +49,7 @@ class Asker:
     ) -> list[Answer | None]:
         """One per row, None where the student fails on it. Raises BundleError where the adapter
         cannot be loaded, StudentError or NightError where it does not answer."""
-        url = self.config.student.base_url
+        url = self.config.student.base_urls[0]
 
         def ask(prompts: Sequence[Sequence[Mapping[str, Any]]]) -> Sequence[Answer | None]:
             ensure_loaded(url, adapter, adapter_dir)

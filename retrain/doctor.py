@@ -39,8 +39,8 @@ def examine(config: Config | None, state: Path) -> Iterator[Finding]:
         return
     yield _writable(config.state)
     yield _database(config)
-    yield _teacher(config)
-    yield _student(config)
+    yield from _teachers(config)
+    yield from _students(config)
     if not config.tasks:
         yield Finding("wanting", "tasks", "none configured: all traffic passes to the teacher")
     for task in config.tasks:
@@ -100,23 +100,36 @@ def _database(config: Config) -> Finding:
     return Finding("ok", "database", kind)
 
 
-def _teacher(config: Config) -> Finding:
-    variable = config.teacher.api_key_env
+def _teachers(config: Config) -> Iterator[Finding]:
+    """The first one, without which nothing works, and its fallbacks."""
+    first = config.teacher
+    yield _teacher("teacher", "missing", first.base_url, first.api_key_env)
+    for place, one in enumerate(first.fallbacks, start=1):
+        yield _teacher(f"teacher {place}", "wanting", one.base_url, one.api_key_env)
+
+
+def _teacher(
+    what: str, state: Literal["wanting", "missing"], base_url: str, variable: str | None
+) -> Finding:
     headers = {}
     if variable is not None:
         key = os.environ.get(variable, "")
         if not key:
             return Finding(
+                # the gateway does not start without it
                 "missing",
-                "teacher key",
+                f"{what} key",
                 f"environment variable {variable} is not set: export {variable}=…",
             )
         headers["authorization"] = f"Bearer {key}"
-    return _endpoint("teacher", "missing", config.teacher.base_url, headers)
+    return _endpoint(what, state, base_url, headers)
 
 
-def _student(config: Config) -> Finding:
-    return _endpoint("student server (vLLM)", "wanting", config.student.base_url, {})
+def _students(config: Config) -> list[Finding]:
+    """One per replica."""
+    return [
+        _endpoint("student server (vLLM)", "wanting", url, {}) for url in config.student.base_urls
+    ]
 
 
 def _task(task: Task) -> Finding:

@@ -165,11 +165,11 @@ class Night:
             yield name
         finally:
             with suppress(BundleError):  # the server may be gone, and with it the adapter
-                unload(self.config.student.base_url, name)
+                unload(self.config.student.base_urls[0], name)
 
     def probe(self, adapter: str) -> Probed:
-        """On the server that will serve: vLLM can load an adapter and answer as the base."""
-        ensure_loaded(self.config.student.base_url, adapter, self.adapter_dir)
+        """On a server that will serve: vLLM can load an adapter and answer as the base."""
+        ensure_loaded(self.config.student.base_urls[0], adapter, self.adapter_dir)
         prompts = [row.messages for row in self._examples("train")[:PROBES]]
         try:
             found = probe_adapter(self.config, adapter, prompts)

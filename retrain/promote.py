@@ -1,7 +1,8 @@
 """Move the champion's pointer: check the bundle, see it answer, flip, wait for the gateway.
 
 Nothing here touches what serves before the new bundle has proven that it can: its checksums hold,
-its router loads, the student server answers under its adapter's name and not as the base model.
+its router loads, every replica of the student answers under its adapter's name and not as the base
+model.
 """
 
 import asyncio
@@ -60,8 +61,9 @@ def promote_bundle(
         artifact.load(files.router_dir)
     except RouterError as error:
         raise BundleError(f"{bundle_id}: {error}") from None
-    ensure_loaded(config.student.base_url, files.adapter, files.adapter_dir)
-    probe_adapter(config, files.adapter, probes)
+    for url in config.student.base_urls:
+        ensure_loaded(url, files.adapter, files.adapter_dir)
+        probe_adapter(config, files.adapter, probes, url)
     bundles.promote(store, bundle_id, detail)
     return gateway_url is None or wait_for(gateway_url, task, bundle_id, wait_s)
 
@@ -92,15 +94,19 @@ def read_registered(store: Store, bundle_id: str) -> BundleFiles:
     return bundles.read_bundle(Path(row.path))
 
 
-def probe_adapter(config: Config, adapter: str, probes: Sequence[Messages]) -> ProbeReport:
-    """See the adapter answer otherwise than the base model. Raises BundleError.
+def probe_adapter(
+    config: Config, adapter: str, probes: Sequence[Messages], url: str | None = None
+) -> ProbeReport:
+    """See the adapter answer otherwise than the base model, on the replica at ``url`` (default:
+    the first). Raises BundleError.
 
     The reference is the identity adapter; a server that has none is asked under the base model's
     name, which is safe here: nothing else is asked in the same batch of a probe.
     """
-    names = _names(config.student.base_url)
+    url = config.student.base_urls[0] if url is None else url
+    names = _names(url)
     reference = IDENTITY if IDENTITY in names else config.student.base_model
-    return probe(config.student.base_url, adapter, probes, reference=reference)
+    return probe(url, adapter, probes, reference=reference)
 
 
 def ensure_loaded(base_url: str, adapter: str, folder: Path) -> None:

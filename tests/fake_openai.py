@@ -105,7 +105,11 @@ class FakeOpenAI:
         self.adapters: dict[str, str] = {}
         #: more keys of every listed model
         self.model_fields: Body = {}
+        #: what vLLM lists for its base model
+        self.max_model_len: int | None = None
         self.requests: list[Recorded] = []
+        #: the clients' ports, one per connection that carried a request
+        self.connections: set[int] = set()
         #: requests whose client went away before the answer was complete
         self.disconnects = 0
         self.in_flight = 0
@@ -119,9 +123,11 @@ class FakeOpenAI:
         self.reply = reply
         self.strict_models = self._strict_at_first
         self.api_key = None
+        self.max_model_len = None
         self.adapters.clear()
         self.model_fields = {}
         self.requests.clear()
+        self.connections.clear()
         self.disconnects = self.max_in_flight = 0
         if self._server is None:
             self.start()
@@ -215,6 +221,7 @@ class FakeOpenAI:
             at=time.monotonic(),
         )
         self.requests.append(request)
+        self.connections.add(scope["client"][1])
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         over = False
@@ -286,6 +293,7 @@ class FakeOpenAI:
                 name = entry["id"]
                 entry["root"] = self.adapters.get(name, name)
                 entry["parent"] = self.models[0] if name in self.adapters else None
+                entry["max_model_len"] = None if name in self.adapters else self.max_model_len
         return listed
 
     async def _load(self, body: Body, send: Any) -> None:
@@ -322,7 +330,14 @@ class FakeOpenAI:
             error = reply.error or _envelope(f"scripted error {reply.status}", "scripted")
             await _json(send, reply.status, error, reply.headers)
         elif request.path != "/v1/chat/completions":
-            await _json(send, reply.status, {"path": request.path, "echo": body}, reply.headers)
+            echo = {"path": request.path, "echo": body}
+            if reply.cut_after is not None:
+                data = json.dumps(echo).encode()
+                await _start(send, reply.status, "application/json", len(data), reply.headers)
+                part = data[: reply.cut_after]
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+                raise _Cut
+            await _json(send, reply.status, echo, reply.headers)
         elif body.get("stream"):
             await self._stream(body, reply, send)
         else:

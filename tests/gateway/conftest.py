@@ -41,6 +41,29 @@ def student(fakes: tuple[FakeOpenAI, FakeOpenAI]) -> FakeOpenAI:
 
 
 @pytest.fixture(scope="session")
+def more_fakes() -> Iterator[tuple[FakeOpenAI, FakeOpenAI]]:
+    with (
+        FakeOpenAI(models=("gpt-other",)) as teacher,
+        FakeOpenAI(models=("student-base",), strict_models=True, vllm=True) as student,
+    ):
+        yield teacher, student
+
+
+@pytest.fixture
+def next_teacher(more_fakes: tuple[FakeOpenAI, FakeOpenAI]) -> FakeOpenAI:
+    """Says: refund."""
+    more_fakes[0].reset("refund")
+    return more_fakes[0]
+
+
+@pytest.fixture
+def other_student(more_fakes: tuple[FakeOpenAI, FakeOpenAI]) -> FakeOpenAI:
+    """A second replica; says: parcel, and is sure."""
+    more_fakes[1].reset(Reply(text="parcel", logprob=SURE))
+    return more_fakes[1]
+
+
+@pytest.fixture(scope="session")
 def small_router() -> Router:
     return make_router()
 

@@ -198,8 +198,11 @@ def test_unclaimed_answers_that_break_never_end_cleanly(start: Start, teacher: F
     _, _, raw = gateway.send("POST", CHAT, unclaimed | {"stream": True})
     assert b'"error"' in raw and b"[DONE]" not in raw
     teacher.reply = Reply(text="one two three", cut_after=40)
-    with pytest.raises(openai.APIConnectionError):
+    with pytest.raises(openai.InternalServerError, match="broke off"):
         gateway.client().chat.completions.create(**unclaimed)
+    teacher.reply = Reply(cut_after=10)
+    with pytest.raises(openai.APIConnectionError):
+        gateway.client().embeddings.create(model="embed", input="hello")
 
 
 def test_every_error_class_of_the_official_client(start: Start, teacher: FakeOpenAI) -> None:

@@ -5,8 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_openai import FakeOpenAI, Reply
@@ -33,45 +36,106 @@ def config(tmp_path: Path, teacher: FakeOpenAI, student: FakeOpenAI) -> Config:
     return configuration(tmp_path / "state", (teacher, student), {}, server={"port": 0})
 
 
-@pytest.fixture
-def process(config: Config, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+@contextmanager
+def running(config: Config, folder: Path) -> Iterator["subprocess.Popen[str]"]:
     with (
-        (tmp_path / "log").open("w") as log,
+        (folder / "log").open("w") as log,
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stderr=log, text=True
-        ) as running,
+        ) as process,
     ):
-        assert running.stdin is not None
-        running.stdin.write(config.model_dump_json())
-        running.stdin.close()
-        yield running
-        running.kill()
+        assert process.stdin is not None
+        process.stdin.write(config.model_dump_json())
+        process.stdin.close()
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def test_serves_until_sigterm_and_lets_running_answers_end(
+@pytest.fixture
+def process(config: Config, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    with running(config, tmp_path) as process:
+        yield process
+
+
+def test_told_to_stop_it_is_not_ready_at_once_and_finishes_its_streams(
     process: "subprocess.Popen[str]", config: Config, teacher: FakeOpenAI, tmp_path: Path
 ) -> None:
     announced = config.state / "gateway.json"
     wait_until(announced.exists, 40)
     said = json.loads(announced.read_text())
     assert said["pid"] == process.pid
-    teacher.reply = Reply(text="parcel", delay_s=0.5)
-    url = said["url"] + "/v1/chat/completions"
-    with socket.create_connection(("127.0.0.1", int(said["url"].rpartition(":")[2]))) as client:
-        data = json.dumps(BODY).encode()
-        head = f"POST {url} HTTP/1.1\r\nhost: g\r\ncontent-length: {len(data)}\r\n\r\n"
-        client.sendall(head.encode() + data)
-        teacher.wait_for(lambda server: server.in_flight == 1)
-        process.send_signal(signal.SIGTERM)
+    port = int(said["url"].rpartition(":")[2])
+    hold = threading.Event()
+    teacher.reply = Reply(text="par cel", hold=hold)
+    with connected(port, "POST", "/v1/chat/completions", BODY | {"stream": True}) as stream:
         raw = b""
-        while part := client.recv(65536):
+        while b"par" not in raw:
+            raw += stream.recv(65536)
+        assert b"200 OK" in exchanged(port, "GET", "/readyz")
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: b"503 Service" in exchanged(port, "GET", "/readyz"))
+        state = exchanged(port, "GET", "/readyz")
+        assert b"stopping" in state and b"connection: close" in state.lower()
+        assert b"200 OK" in exchanged(port, "GET", "/healthz")
+        # whoever has not noticed yet is still served
+        teacher.reply = "late"
+        assert b"late" in exchanged(port, "POST", "/v1/chat/completions", BODY)
+        assert process.poll() is None
+        hold.set()
+        while part := stream.recv(65536):
             raw += part
-    assert b"200 OK" in raw and b"parcel" in raw
+    assert b" cel" in raw and raw.endswith(b"0\r\n\r\n") and b"[DONE]" in raw
     assert process.wait(20) == 0
     assert not announced.exists()
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert said["url"] in [line.get("url") for line in lines]
     assert "answered" in [line["message"] for line in lines]
+
+
+@pytest.mark.slow
+def test_a_stream_that_does_not_end_is_cut_when_the_time_to_drain_is_over(
+    tmp_path: Path, teacher: FakeOpenAI, student: FakeOpenAI
+) -> None:
+    config = configuration(
+        tmp_path / "state", (teacher, student), {}, server={"port": 0, "drain_s": 1.0}
+    )
+    teacher.reply = Reply(text="par cel", hold=threading.Event())
+    with running(config, tmp_path) as process:
+        announced = config.state / "gateway.json"
+        wait_until(announced.exists, 40)
+        port = int(json.loads(announced.read_text())["url"].rpartition(":")[2])
+        with connected(port, "POST", "/v1/chat/completions", BODY | {"stream": True}) as stream:
+            raw = b""
+            while b"par" not in raw:
+                raw += stream.recv(65536)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+            while part := stream.recv(65536):
+                raw += part
+        assert b"[DONE]" not in raw and not raw.endswith(b"0\r\n\r\n")
+        teacher.wait_for(lambda server: server.in_flight == 0)
+
+
+@contextmanager
+def connected(
+    port: int, method: str, path: str, body: dict[str, Any] | None = None
+) -> Iterator[socket.socket]:
+    """A request that was sent."""
+    data = b"" if body is None else json.dumps(body).encode()
+    head = f"{method} {path} HTTP/1.1\r\nhost: g\r\nconnection: close\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+        yield client
+
+
+def exchanged(port: int, method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
+    with connected(port, method, path, body) as client:
+        raw = b""
+        while part := client.recv(65536):
+            raw += part
+    return raw
 
 
 def test_what_is_wrong_with_the_environment_is_said_before_anything_starts(

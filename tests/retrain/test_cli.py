@@ -142,6 +142,26 @@ def test_doctor_says_what_a_tasks_checks_lack(
     test_check_prints_what_check_reads_again(config, config.parent, capsys)
 
 
+def test_doctor_looks_at_every_replica_and_every_teacher(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    text = config.read_text()
+    one, other = '"http://127.0.0.1:9/v1"', '"http://127.0.0.1:10/v1"'
+    text = text.replace(f"student: {{base_url: {one}}}", f"student: {{base_url: [{one}, {other}]}}")
+    more = (
+        f"[{{base_url: {other}, api_key_env: NO_SUCH_KEY}}, {{base_url: {other}, api_key_env: }}]"
+    )
+    text = text.replace("api_key_env: null}", f"api_key_env: null, fallbacks: {more}}}")
+    config.write_text(text)
+    assert main(["doctor", "--config", str(config)]) == 1
+    out = capsys.readouterr().out
+    assert "MISSING  teacher 1 key: environment variable NO_SUCH_KEY is not set" in out
+    assert "wanting  teacher 2: http://127.0.0.1:10/v1 does not answer" in out
+    assert "wanting  student server (vLLM): http://127.0.0.1:9/v1" in out
+    assert "wanting  student server (vLLM): http://127.0.0.1:10/v1" in out
+
+
 def test_recorded_chats_go_in_and_come_out_again(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,6 +120,24 @@ def test_an_unknown_bundle_is_named(world: World) -> None:
         promote_bundle(world.config, world.store, "triage-1")
 
 
+def test_every_replica_must_serve_the_adapter_before_the_pointer_moves(world: World) -> None:
+    with StudentServer() as other:
+        both = world.config.student.model_copy(update={"base_url": [world.server.url, other.url]})
+        config = world.config.model_copy(update={"student": both})
+        bundle = world.bundle(TABLE)
+        other.reply = "always the same"
+        with pytest.raises(BundleError, match="answers like v0"):
+            promote_bundle(config, world.store, bundle)
+        assert world.champion() is None
+        other.reply = other.answer
+        assert promote_bundle(config, world.store, bundle)
+        assert bundle in world.server.adapters and bundle in other.adapters
+        other.stop()
+        with pytest.raises(BundleError, match=f"{other.port}.*cannot be reached"):
+            promote_bundle(config, world.store, world.bundle(TABLE | {"please": "account"}))
+        assert world.champion() == bundle
+
+
 def test_without_the_student_server_nothing_is_promoted(world: World) -> None:
     bundle = world.bundle(TABLE)
     world.server.stop()

@@ -81,7 +81,8 @@ def _fill(schema: Json, defs: Json, numbers: Iterator[str], names: Iterator[str]
     if kind == "object":
         return {name: inner(part) for name, part in (schema.get("properties") or {}).items()}
     if kind == "array":
-        return [inner(schema.get("items") or {"type": "string"})] * max(1, schema.get("minItems", 1))
+        item = inner(schema.get("items") or {"type": "string"})
+        return [item] * max(1, schema.get("minItems", 1))
     if kind in ("integer", "number"):
         found = float(next(numbers, schema.get("minimum", 1)))
         return int(found) if kind == "integer" else found

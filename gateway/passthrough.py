@@ -1,9 +1,14 @@
-"""Traffic no task claims: to the teacher and back, byte for byte."""
+"""Traffic no task claims: to the teacher and back, byte for byte.
+
+Only a stream that ends too early gets something of ours: an error event, for no client notices
+that its last events are missing.
+"""
 
 import time
 from collections.abc import Mapping
 
 from gateway import metrics
+from gateway.ending import Ending, may_stream
 from gateway.errors import GatewayError
 from gateway.parts import Parts
 from gateway.protocol import HOP_BY_HOP, Headers, Incoming, Sink, encode_headers
@@ -52,9 +57,11 @@ async def _relay(parts: Parts, incoming: Incoming, sink: Sink) -> None:
     if incoming.query:
         path_query += "?" + incoming.query
     headers = parts.teacher.headers(incoming.headers)
-    if "accept-encoding" in incoming.headers:
+    if may_stream(incoming.raw):
+        headers["accept-encoding"] = "identity"
+    elif "accept-encoding" in incoming.headers:
         headers["accept-encoding"] = incoming.headers["accept-encoding"]
-    events = False
+    events, ending = False, Ending(incoming.path)
     try:
         async with parts.teacher.forward(
             incoming.method, path_query, incoming.raw, headers
@@ -67,14 +74,21 @@ async def _relay(parts: Parts, incoming: Incoming, sink: Sink) -> None:
                 out = [(name, value) for name, value in shown if name != b"content-length"]
                 await sink.whole(response.status, raw, out)
                 return
-            events = response.content_type == "text/event-stream"
+            plain = "content-encoding" not in response.headers
+            events = plain and response.content_type == "text/event-stream"
             await sink.start(response.status, shown)
             async for part in response.content.iter_any():
                 await sink.write(part)
+                if events:
+                    ending.watch(part)
+            if events:
+                ending.check()
         await sink.end()
     except GatewayError:
         if sink.started and not events:
             raise Broken from None
+        if sink.started and not ending.between_events:
+            await sink.write(b"\n\n")
         raise
 
 

@@ -60,6 +60,8 @@ class Reply:
     #: events sent as they are, on a connection that then stays open without a word
     raw_then_hang: bytes | None = None
     content_type: str = "application/json"
+    #: an event stream, sent in these pieces
+    pieces: Sequence[bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,7 +309,13 @@ class FakeOpenAI:
         reply = made if isinstance(made, Reply) else Reply(text=made)
         if reply.delay_s:
             await asyncio.sleep(reply.delay_s)
-        if reply.raw_then_hang is not None:
+        if reply.pieces is not None:
+            await _start(send, 200, "text/event-stream", None, reply.headers)
+            for piece in reply.pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await asyncio.sleep(0)
+            await send({"type": "http.response.body", "body": b""})
+        elif reply.raw_then_hang is not None:
             await _start(send, 200, "text/event-stream", None, reply.headers)
             part = reply.raw_then_hang
             await send({"type": "http.response.body", "body": part, "more_body": True})

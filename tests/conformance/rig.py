@@ -111,12 +111,12 @@ def spec_server() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def gateway(state: Path, teacher: str, **sections: Any) -> Iterator[str]:
-    """Base URL of ``retort serve`` with this teacher; ``sections`` are the configuration's."""
+def gateway(state: Path, upstream: str, **sections: Any) -> Iterator[str]:
+    """Base URL of ``retort serve`` with that teacher; ``sections`` are the configuration's."""
     data: dict[str, Any] = {
         "state_dir": str(state),
         "server": {"port": 0},
-        "teacher": {"base_url": teacher, "api_key_env": None, "retries": 0},
+        "teacher": {"base_url": upstream, "api_key_env": None, "retries": 0},
     }
     for name, section in sections.items():
         merge = isinstance(section, dict)

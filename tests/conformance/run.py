@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import hostile
 import openai_python
 from rig import HERE, Result, say
 
 SUITES: dict[str, Callable[[], Iterator[Result]]] = {
     "openai-python": openai_python.suites,
+    "llmock": hostile.suites,
 }
 FAST = ("openai-python",)
 

@@ -34,7 +34,7 @@ def said(body: Json) -> Said:
     if called:
         calls = [(f["name"], fill(f.get("parameters") or {}, asked)) for f in called]
         return Said(text=None, calls=calls)
-    schema = _schema(body)
+    schema = _schema(body, asked)
     if schema is not None:
         return Said(text=json.dumps(fill(schema, asked), ensure_ascii=False))
     return Said(text=f"You said: {text}" if text else "Hello.")
@@ -118,9 +118,11 @@ def _calls(function: Json, wanted: Any, asked: str, answered: bool) -> bool:
     return "tool" in told or any(len(part) > 3 and part in told for part in parts)
 
 
-def _schema(body: Json) -> Json | None:
+def _schema(body: Json, asked: str) -> Json | None:
     wanted = body.get("response_format") or {}
     kind = wanted.get("type") if isinstance(wanted, dict) else None
     if kind == "json_object":
-        return {"type": "object", "properties": {"answer": {"type": "string"}}}
+        # with the keys that are named
+        keys = re.findall(r"['\"`](\w+)['\"`]", asked) or ["answer"]
+        return {"type": "object", "properties": {key: {"type": "string"} for key in keys}}
     return (wanted["json_schema"].get("schema") or {}) if kind == "json_schema" else None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import clients
 import hostile
 import openai_python
 from rig import HERE, Result, say
@@ -19,6 +20,7 @@ from rig import HERE, Result, say
 SUITES: dict[str, Callable[[], Iterator[Result]]] = {
     "openai-python": openai_python.suites,
     "llmock": hostile.suites,
+    "clients": clients.suites,
 }
 FAST = ("openai-python",)
 

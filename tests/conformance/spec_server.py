@@ -66,6 +66,17 @@ def served(work: Work) -> Callable[[web.Request], Coroutine[Any, Any, web.Stream
             return await work(request, body)
         except Refused as error:
             return web.json_response({"error": error.error}, status=error.status)
+        except (
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            IndexError,
+            OverflowError,
+        ) as error:
+            # it checks nothing in advance; what it trips over was not valid
+            wrong = bad(f"Your request is not valid: {error}.")
+            return web.json_response({"error": wrong.error}, status=wrong.status)
 
     return answer
 

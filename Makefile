@@ -15,6 +15,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev lint types test-fast
 	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(MAKE) conformance-fast ARGS=
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup $(ARGS)

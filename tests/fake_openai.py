@@ -46,7 +46,7 @@ class Reply:
     hold: threading.Event | None = None
     #: the pieces a stream is sent in; default: one per token
     chunks: Sequence[str] | None = None
-    #: the connection is cut after this many content chunks (stream) or bytes (otherwise)
+    #: the connection is cut after this many content chunks or pieces (stream) or bytes (otherwise)
     cut_after: int | None = None
     #: sent as an `{"error": …}` event after the content, in place of a clean end
     stream_error: Any = None
@@ -311,7 +311,9 @@ class FakeOpenAI:
             await asyncio.sleep(reply.delay_s)
         if reply.pieces is not None:
             await _start(send, 200, "text/event-stream", None, reply.headers)
-            for piece in reply.pieces:
+            for sent, piece in enumerate(reply.pieces):
+                if sent == reply.cut_after:
+                    raise _Cut
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
                 await asyncio.sleep(0)
             await send({"type": "http.response.body", "body": b""})

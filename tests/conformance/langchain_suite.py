@@ -27,6 +27,10 @@ class TestChatOpenAI(ChatModelIntegrationTests):
         return False
 
     @property
+    def model_override_value(self) -> str:
+        return "gpt-4o-mini"
+
+    @property
     def enable_vcr_tests(self) -> bool:
         return False
 

@@ -16,6 +16,7 @@ from typing import Any
 import clients
 import generated_requests
 import hostile
+import litellm_peer
 import openai_python
 from rig import HERE, Result, say
 
@@ -32,18 +33,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=SUITES, help="these suites alone")
     parser.add_argument("--fast", action="store_true", help="what needs no npm and two minutes")
+    parser.add_argument("--with-litellm", action="store_true", help="LiteLLM too, for comparison")
     parser.add_argument("--json", type=Path, help="write the results there too")
     options = parser.parse_args(arguments)
     floors = json.loads((HERE / "floors.json").read_text())
     results: list[Result] = []
-    for name in options.only or (FAST if options.fast else SUITES):
-        for result in SUITES[name]():
+    suites = [SUITES[name] for name in options.only or (FAST if options.fast else SUITES)]
+    if options.with_litellm:
+        suites.append(litellm_peer.suites)
+    for suite in suites:
+        for result in suite():
             say(line(result))
             results.append(result)
     print(table(results))
     if options.json:
         options.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
-    low = [low for result in results if (low := under(result, floors))]
+    ours = [result for result in results if not result.suite.startswith("LiteLLM")]
+    low = [low for result in ours if (low := under(result, floors))]
     for text in low:
         print(f"under its floor: {text}")
     return 1 if low else 0

@@ -1,5 +1,6 @@
 """A stream that is passed through unread and stops too early is not taken for a whole one."""
 
+import http.client
 import json
 import zlib
 
@@ -97,3 +98,16 @@ def test_streams_are_asked_for_uncompressed(start: Start, teacher: FakeOpenAI) -
         _, _, data = gateway.send("POST", "/v1/chat/completions", body, accepted)
         assert data == packed
         assert teacher.requests[-1].headers["accept-encoding"] == asked
+
+
+def test_a_compressed_stream_that_breaks_off_is_cut(start: Start, teacher: FakeOpenAI) -> None:
+    """Nothing that can be read could follow it."""
+    packed = zlib.compress(STREAMS["/v1/chat/completions"][0])
+    headers = {"content-encoding": "deflate"}
+    teacher.reply = Reply(pieces=[packed, b""], cut_after=1, headers=headers)
+    connection = http.client.HTTPConnection("127.0.0.1", start().port, timeout=20)
+    connection.request("POST", "/v1/chat/completions", json.dumps(UNCLAIMED | {"stream": True}))
+    with pytest.raises(http.client.IncompleteRead) as caught:
+        connection.getresponse().read()
+    assert caught.value.partial == packed
+    connection.close()

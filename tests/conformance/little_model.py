@@ -82,7 +82,7 @@ def _fill(schema: Json, defs: Json, numbers: Iterator[str], names: Iterator[str]
         return {name: inner(part) for name, part in (schema.get("properties") or {}).items()}
     if kind == "array":
         item = inner(schema.get("items") or {"type": "string"})
-        return [item] * max(1, schema.get("minItems", 1))
+        return [item] * min(max(1, schema.get("minItems", 1)), 20)
     if kind in ("integer", "number"):
         found = float(next(numbers, schema.get("minimum", 1)))
         return int(found) if kind == "integer" else found

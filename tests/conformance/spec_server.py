@@ -25,6 +25,9 @@ from little_model import Json, Said, fill, said, text_of, words
 COUNT = itertools.count(1)
 MODELS = ("gpt-6-astra", "gpt-4o", "gpt-4o-mini", "text-embedding-3-small")
 
+#: what a handler trips over where a request was not valid
+TRIPPED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+
 Work = Callable[[web.Request, Json], Coroutine[Any, Any, web.StreamResponse]]
 
 
@@ -66,14 +69,7 @@ def served(work: Work) -> Callable[[web.Request], Coroutine[Any, Any, web.Stream
             return await work(request, body)
         except Refused as error:
             return web.json_response({"error": error.error}, status=error.status)
-        except (
-            AttributeError,
-            KeyError,
-            TypeError,
-            ValueError,
-            IndexError,
-            OverflowError,
-        ) as error:
+        except TRIPPED as error:
             # it checks nothing in advance; what it trips over was not valid
             wrong = bad(f"Your request is not valid: {error}.")
             return web.json_response({"error": wrong.error}, status=wrong.status)
@@ -154,7 +150,14 @@ def completion(body: Json, answer: Said) -> Json:
 
 def count(body: Json) -> int:
     n = body.get("n")
-    return n if isinstance(n, int) and n > 0 else 1
+    return bounded("n", n, 128) if isinstance(n, int) and n > 0 else 1
+
+
+def bounded(name: str, value: Any, limit: int) -> int:
+    """As the specification bounds it. Raises Refused."""
+    if not isinstance(value, int) or not 0 < value <= limit:
+        raise bad(f"'{name}' must be an integer from 1 to {limit}.", name)
+    return value
 
 
 def head(body: Json, kind: str) -> Json:
@@ -185,6 +188,8 @@ def logprobs(text: str | None, body: Json) -> Json | None:
     if not body.get("logprobs") or text is None:
         return None
     top = body.get("top_logprobs") or 0
+    if top:
+        bounded("top_logprobs", top, 20)
 
     def token(word: str, logprob: float) -> Json:
         return {"token": word, "logprob": logprob, "bytes": list(word.encode())}
@@ -292,7 +297,7 @@ async def embeddings(request: web.Request, body: Json) -> web.StreamResponse:
     many = given if isinstance(given, list) and not isinstance(given[:1], int) else [given]
     if isinstance(given, list) and given and isinstance(given[0], int):
         many = [given]
-    size = body.get("dimensions") or 8
+    size = bounded("dimensions", body.get("dimensions") or 8, 4096)
     made = []
     for index, one in enumerate(many):
         seed = sum(json.dumps(one).encode())

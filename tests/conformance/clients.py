@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from openai_python import TASK
-from pytest_suites import counted
+from pytest_suites import ran, summed
 from rig import HERE, Clock, Result, gateway, node_modules, pinned, python, run, spec_server
 
 CLAIM = {"claim": {"model": ["gpt-4o"]}}
@@ -24,14 +24,10 @@ def suites() -> Iterator[Result]:
         env = {"TEST_API_BASE_URL": url}
         files = {"langchain-tests": "langchain_suite.py", "Python clients": "python_clients.py"}
         for name, file in files.items():
-            yield counted(
-                name,
-                pinned("clients", "langchain-tests") if name == "langchain-tests" else versions(),
-                python("clients"),
-                ["--noconftest", "-c", "/dev/null", "-o", "asyncio_mode=auto", "--tb=short", file],
-                cwd=HERE,
-                env=env,
-            )
+            arguments = ["--noconftest", "-c", "/dev/null", "-o", "asyncio_mode=auto", file]
+            cases = ran(python("clients"), arguments, cwd=HERE, env=env)
+            version = pinned("clients", "langchain-tests")
+            yield summed(name, version if name == "langchain-tests" else versions(), cases)
         if shutil.which("npm") is None:
             yield Result(suite="Node clients", version="-", passed=0, total=0, note="no npm here")
             return

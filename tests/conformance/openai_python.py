@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pytest_suites import counted
+from pytest_suites import ran, summed
 from rig import Result, gateway, pinned, python, source, spec_server
 
 PARTS = {
@@ -29,14 +29,15 @@ def suites() -> Iterator[Result]:
 
 def against(url: str, name: str, only: tuple[str, ...] = tuple(PARTS)) -> Iterator[Result]:
     version = pinned("openai", "openai")
+    paths = [f"tests/api_resources/{path}" for part in only for path in PARTS[part]]
+    env = {"TEST_API_BASE_URL": url}
     tests = source("openai", version)
+    cases = ran(python("openai"), ["-n0", "--tb=line", *paths], cwd=tests, env=env)
     for part in only:
-        paths = [f"tests/api_resources/{path}" for path in PARTS[part]]
-        yield counted(
-            name.format(part),
-            version,
-            python("openai"),
-            ["-n0", "--tb=line", *paths],
-            cwd=tests,
-            env={"TEST_API_BASE_URL": url},
-        )
+        modules = tuple(dotted(path) for path in PARTS[part])
+        mine = [case for case in cases if case.name.startswith(modules)]
+        yield summed(name.format(part), version, mine)
+
+
+def dotted(path: str) -> str:
+    return f"tests.api_resources.{path.removesuffix('.py').replace('/', '.')}."

@@ -8,13 +8,14 @@ ARGS   ?=
 LINKS  := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
 UVPIP  := $(if $(LINKS),UV_FIND_LINKS="$(LINKS)" ,)$(BIN)/uv pip install -q --python $(BIN)/python $(if $(LINKS),,--torch-backend cpu)
 
-.PHONY: demo test test-fast lint types format bench clean
+.PHONY: demo test test-fast lint types format bench conformance conformance-fast clean
 
 demo: $(VENV)/.demo
 	$(BIN)/retort demo $(ARGS)
 
 test: $(VENV)/.dev lint types test-fast
 	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(MAKE) conformance-fast ARGS=
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup $(ARGS)
@@ -33,6 +34,13 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	for b in benchmarks/router_*.py; do $(BIN)/python $$b || echo "$$b: not run"; done
 
+# Third-party suites against the running gateway (docs/conformance.md); ARGS="--only openai-python"
+conformance: $(VENV)/.dev
+	$(if $(LINKS),UV_FIND_LINKS="$(LINKS)" )$(BIN)/python tests/conformance/run.py $(ARGS)
+
+conformance-fast: $(VENV)/.dev
+	$(if $(LINKS),UV_FIND_LINKS="$(LINKS)" )$(BIN)/python tests/conformance/run.py --fast $(ARGS)
+
 $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv
@@ -46,4 +54,4 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/uv
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-conformance build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,8 @@
-"""Traffic no task claims: to the teacher and back, byte for byte."""
+"""Traffic no task claims: to the teacher and back, byte for byte.
+
+Only a stream that ends too early gets something of ours: an error event, for no client notices
+that its last events are missing.
+"""
 
 import time
 from collections.abc import Mapping
@@ -6,6 +10,7 @@ from collections.abc import Mapping
 import aiohttp
 
 from gateway import metrics
+from gateway.ending import Ending, may_stream
 from gateway.errors import GatewayError
 from gateway.keys import UNCLAIMED
 from gateway.metering import Meter, metered
@@ -66,14 +71,14 @@ async def _relay(
     if incoming.query:
         path_query += "?" + incoming.query
     headers = parts.teacher.headers(incoming.headers)
-    if stream or meter is not None:
+    if stream or meter is not None or may_stream(incoming.raw):
         # or it could not be seen where it begins, whether it ends, and what it used
         headers["accept-encoding"] = "identity"
     elif "accept-encoding" in incoming.headers:
         headers["accept-encoding"] = incoming.headers["accept-encoding"]
     watched = incoming.method == "POST" and path in CHAT
     begin = Watched.begin if watched else _untouched
-    events = False
+    events, ending = False, Ending(incoming.path)
     try:
         async with parts.teacher.relay(
             incoming.method,
@@ -93,7 +98,8 @@ async def _relay(
                 await sink.whole(response.status, raw, out)
                 return
             tail.begin(response.headers)
-            events = response.content_type == "text/event-stream"
+            plain = "content-encoding" not in response.headers
+            events = plain and response.content_type == "text/event-stream"
             if events:
                 # it may become longer by an error
                 shown = [(name, value) for name, value in shown if name != b"content-length"]
@@ -104,10 +110,16 @@ async def _relay(
                     meter.feed(part, events=events)
                 await sink.write(part)
                 tail.see(part)
+                if events:
+                    ending.watch(part)
+            if events:
+                ending.check()
         await sink.end()
     except GatewayError:
         if sink.started and not events:
             raise Broken from None
+        if sink.started and not ending.between_events:
+            await sink.write(b"\n\n")
         raise
 
 

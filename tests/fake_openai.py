@@ -46,7 +46,7 @@ class Reply:
     hold: threading.Event | None = None
     #: the pieces a stream is sent in; default: one per token
     chunks: Sequence[str] | None = None
-    #: the connection is cut after this many content chunks (stream) or bytes (otherwise)
+    #: the connection is cut after this many content chunks or pieces (stream) or bytes (otherwise)
     cut_after: int | None = None
     #: sent as an `{"error": …}` event after the content, in place of a clean end
     stream_error: Any = None
@@ -60,6 +60,8 @@ class Reply:
     #: events sent as they are, on a connection that then stays open without a word
     raw_then_hang: bytes | None = None
     content_type: str = "application/json"
+    #: an event stream, sent in these pieces
+    pieces: Sequence[bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,7 +321,15 @@ class FakeOpenAI:
         reply = made if isinstance(made, Reply) else Reply(text=made)
         if reply.delay_s:
             await asyncio.sleep(reply.delay_s)
-        if reply.raw_then_hang is not None:
+        if reply.pieces is not None:
+            await _start(send, 200, "text/event-stream", None, reply.headers)
+            for sent, piece in enumerate(reply.pieces):
+                if sent == reply.cut_after:
+                    raise _Cut
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await asyncio.sleep(0)
+            await send({"type": "http.response.body", "body": b""})
+        elif reply.raw_then_hang is not None:
             await _start(send, 200, "text/event-stream", None, reply.headers)
             part = reply.raw_then_hang
             await send({"type": "http.response.body", "body": part, "more_body": True})

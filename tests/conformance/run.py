@@ -1,0 +1,86 @@
+"""Third-party suites against the running gateway: a table, and a verdict by its floors.
+
+    python tests/conformance/run.py [--only NAME ...] [--fast] [--with-litellm] [--json FILE]
+
+Ends with 1 where a number lies under its floor in floors.json.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import clients
+import generated_requests
+import hostile
+import litellm_peer
+import openai_python
+from rig import HERE, Result, say
+
+SUITES: dict[str, Callable[[], Iterator[Result]]] = {
+    "openai-python": openai_python.suites,
+    "llmock": hostile.suites,
+    "clients": clients.suites,
+    "schemathesis": generated_requests.suites,
+}
+FAST = ("openai-python",)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=SUITES, help="these suites alone")
+    parser.add_argument("--fast", action="store_true", help="what needs no npm and two minutes")
+    parser.add_argument("--with-litellm", action="store_true", help="LiteLLM too, for comparison")
+    parser.add_argument("--json", type=Path, help="write the results there too")
+    options = parser.parse_args(arguments)
+    floors = json.loads((HERE / "floors.json").read_text())
+    results: list[Result] = []
+    suites = [SUITES[name] for name in options.only or (FAST if options.fast else SUITES)]
+    if options.with_litellm:
+        suites.append(litellm_peer.suites)
+    for suite in suites:
+        for result in suite():
+            say(line(result))
+            results.append(result)
+    print(table(results))
+    if options.json:
+        options.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
+    ours = [result for result in results if not result.suite.startswith("LiteLLM")]
+    low = [low for result in ours if (low := under(result, floors))]
+    for text in low:
+        print(f"under its floor: {text}")
+    return 1 if low else 0
+
+
+def under(result: Result, floors: Mapping[str, Any]) -> str:
+    """What is wrong with a result; empty where nothing is."""
+    floor = floors.get(result.suite)
+    if floor is None:
+        return f"{result.suite} has no floor in floors.json"
+    known = floor.get("known", {})
+    new = [name for name in result.failed if not any(name.startswith(text) for text in known)]
+    if result.passed >= floor["passed"] and not new:
+        return ""
+    return "".join([f"{line(result)}, floor {floor['passed']}", *(f"\n    {name}" for name in new)])
+
+
+def line(result: Result) -> str:
+    return f"{result.suite} {result.version}: {result.passed}/{result.total}"
+
+
+def table(results: Sequence[Result]) -> str:
+    rows = ["| suite | version | passed | time | |", "|---|---|---|---|---|"]
+    for r in results:
+        failed = ", ".join(name.rpartition("::")[2] for name in r.failed[:8])
+        more = f"failed: {failed}" if failed else ""
+        note = "; ".join(part for part in (r.note, more) if part)
+        score = f"{r.passed}/{r.total}"
+        rows.append(f"| {r.suite} | {r.version} | {score} | {r.seconds:.0f} s | {note} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

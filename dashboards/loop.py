@@ -5,14 +5,14 @@ from queries import AVOIDED, CLAIMED, COST, REQUESTS, newest, of, total
 
 
 def money() -> Row:
-    spent, avoided = total(COST), total(AVOIDED)
+    spent, avoided = total(COST, CLAIMED), total(AVOIDED)
     return Row(
         title="Money",
         panels=[
             Panel(
                 title="Spent per hour",
-                description="Dollars per hour at the present rate, audits included, where prices "
-                "are configured.",
+                description="Dollars per hour at the present rate, audits and unclaimed traffic "
+                "included, where prices are known.",
                 queries=[Query(expr=f"3600 * {total(COST, by='route')}", legend="{{route}}")],
                 unit="currencyUSD",
                 stack=True,
@@ -27,8 +27,8 @@ def money() -> Row:
             ),
             Panel(
                 title="Saved share of the bill",
-                description="Saved, of what the teacher alone would have cost. Drafts that were "
-                "thrown away and audits are charged against it.",
+                description="Saved, of what the teacher alone would have cost for the tasks. "
+                "Drafts that were thrown away and audits are charged against it.",
                 queries=[
                     Query(expr=f"({avoided}) / ({spent} + {avoided})", legend="saved"),
                 ],
@@ -59,7 +59,19 @@ def money() -> Row:
                 ],
                 unit="short",
                 stack=True,
-                width=16,
+            ),
+            Panel(
+                title="Calls of unknown cost",
+                description="Per second: the model has no price, or its answers no token counts. "
+                "They are missing in every sum above.",
+                queries=[
+                    Query(
+                        expr=total("retort_price_unknown_total", by="who", task=False),
+                        legend="{{who}}",
+                    )
+                ],
+                unit="reqps",
+                stack=True,
             ),
         ],
     )
@@ -97,7 +109,11 @@ def nights() -> Row:
                     Query(
                         expr=total("retort_exchanges_total", by="outcome"),
                         legend="{{outcome}}",
-                    )
+                    ),
+                    Query(
+                        expr=total("retort_stored_completions_total", by="outcome"),
+                        legend="store: true {{outcome}}",
+                    ),
                 ],
                 unit="wps",
             ),

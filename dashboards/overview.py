@@ -1,6 +1,7 @@
 """The overview: is it up, is it fast, who answers and why, is the promise kept, what does it cost,
 does the loop turn."""
 
+import limits
 import loop
 import traffic
 import trust
@@ -127,7 +128,9 @@ def overview() -> Json:
             traffic.latency(),
             trust.routing(),
             trust.quality(),
+            trust.release(),
             loop.money(),
+            limits.limits(),
             traffic.upstreams(),
             loop.nights(),
         ],

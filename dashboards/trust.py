@@ -1,7 +1,18 @@
 """Panels: who answers and why, and whether the task's promise is kept."""
 
 from grafana import Panel, Query, Row
-from queries import AUDITED, CLAIMED, LOSS, REQUESTS, STUDENT_DAY, newest, share, total, wilson
+from queries import (
+    AUDITED,
+    CLAIMED,
+    LOSS,
+    REQUESTS,
+    STUDENT_DAY,
+    newest,
+    of,
+    share,
+    total,
+    wilson,
+)
 
 
 def routing() -> Row:
@@ -151,6 +162,72 @@ def quality() -> Row:
                 ],
                 unit="short",
                 stack=True,
+            ),
+            Panel(
+                title="Feedback",
+                description="What clients said per hour, by kind. A correction stands in the "
+                "teacher's place when the next student is trained.",
+                queries=[
+                    Query(
+                        expr=f"3600 * {total('retort_feedback_total', by='kind')}",
+                        legend="{{kind}}",
+                    )
+                ],
+                unit="short",
+                stack=True,
+            ),
+        ],
+    )
+
+
+def release() -> Row:
+    def size(metric: str) -> str:
+        return f"sum by (task) ({of(metric)})"
+
+    return Row(
+        title="Checks and cache (tasks that have them)",
+        panels=[
+            Panel(
+                title="Drafts that failed a check",
+                description="Per second, by the task's own checks (docs/checks.md). In serve mode "
+                "each one went to the teacher instead.",
+                queries=[
+                    Query(
+                        expr=total("retort_checks_failed_total", by="task, check"),
+                        legend="{{task}}: {{check}}",
+                    )
+                ],
+                unit="reqps",
+                width=6,
+                stack=True,
+            ),
+            Panel(
+                title="Response cache",
+                description="Requests of tasks with a cache (docs/cache.md). `bypass`: not "
+                "deterministic, sampled, or declined by the client.",
+                queries=[
+                    Query(
+                        expr=total("retort_cache_requests_total", by="result"),
+                        legend="{{result}}",
+                    )
+                ],
+                unit="reqps",
+                width=6,
+                stack=True,
+            ),
+            Panel(
+                title="Size of the cache",
+                description="Memory of the answers kept, all processes together.",
+                queries=[Query(expr=size("retort_cache_bytes"), legend="{{task}}")],
+                unit="bytes",
+                width=6,
+            ),
+            Panel(
+                title="Answers in the cache",
+                description="How many answers are kept, all processes together.",
+                queries=[Query(expr=size("retort_cache_entries"), legend="{{task}}")],
+                unit="short",
+                width=6,
             ),
         ],
     )

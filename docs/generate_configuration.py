@@ -25,12 +25,11 @@ variables that hold them. `retort doctor --config retort.yaml` checks the file a
 """
 
 
-def section_of(annotation: Any) -> type[Section] | None:
-    """The Section class behind X, list[X] or X | None."""
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, Section):
-            return candidate
-    return None
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """The Section classes behind X, list[X], X | None or list[X | Y]."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in sections_in(inner)]
 
 
 def type_name(field: FieldInfo) -> str:
@@ -48,10 +47,13 @@ def default_of(field: FieldInfo) -> str:
 def sections(cls: type[Section], path: str) -> Iterator[tuple[str, type[Section]]]:
     yield path, cls
     for name, field in cls.model_fields.items():
-        inner = section_of(field.annotation)
-        if inner is not None:
-            many = "[]" if str(field.annotation).startswith("list") else ""
-            yield from sections(inner, f"{path}.{name}{many}".removeprefix("."))
+        found = sections_in(field.annotation)
+        shape = str(field.annotation)
+        many = "[]" if shape.startswith("list") else ".NAME" if shape.startswith("dict") else ""
+        for inner in found:
+            # of several kinds, each is named by its tag
+            kind = f" {get_args(inner.model_fields['kind'].annotation)[0]}" if found[1:] else ""
+            yield from sections(inner, f"{path}.{name}{many}{kind}".removeprefix("."))
 
 
 def page() -> str:
@@ -63,7 +65,7 @@ def page() -> str:
             f"| `{name}` | {type_name(field).replace('|', 'or')} | {default_of(field)} | "
             f"{' '.join((field.description or '').split())} |"
             for name, field in cls.model_fields.items()
-            if section_of(field.annotation) is None
+            if not sections_in(field.annotation)
         ]
         if rows:
             parts.append("\n| key | type | default | meaning |\n| --- | --- | --- | --- |\n")

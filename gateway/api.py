@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from prometheus_client import REGISTRY
@@ -20,25 +21,44 @@ from gateway.errors import (
     UnknownEndpoint,
     UpstreamRefused,
 )
+from gateway.feedback import feedback
 from gateway.ids import new_id
+from gateway.keys import UNCLAIMED
+from gateway.messages import as_anthropic, count_tokens, create_message
 from gateway.parts import Parts
 from gateway.passthrough import Broken, pass_through
 from gateway.protocol import Gone, Incoming, Sink, read_body, read_chat
+from gateway.recall import recalled, remember
+from gateway.responses import create_response, stored_response
+from gateway.stored import keep_answer, list_completions, one_completion
 from gateway.trip import Trip
 
 logger = logging.getLogger(__name__)
 
 Work = Callable[[Parts, Incoming, Sink], Coroutine[Any, Any, None]]
+Greet = Callable[[Incoming, Sink], None]
 
 
 def endpoints(parts: Parts) -> list[Endpoint]:
     """In the order they are matched."""
 
-    def endpoint(path: str, work: Work, methods: str, *, public: bool = False) -> Endpoint:
-        return Endpoint(path, Served(parts, work, methods.split(), public=public))
+    def endpoint(
+        path: str, work: Work, methods: str, *, public: bool = False, greet: Greet | None = None
+    ) -> Endpoint:
+        return Endpoint(path, Served(parts, work, methods.split(), public=public, greet=greet))
 
     return [
         endpoint("/v1/chat/completions", chat_completions, "POST GET"),
+        endpoint("/v1/chat/completions/{rest:path}", one_completion, "GET POST DELETE"),
+        endpoint("/v1/feedback", feedback, "GET POST"),
+        endpoint("/v1/responses", partial(create_response, chat_completions), "POST"),
+        # what the API has beside our responses (/input_tokens, /compact) is the teacher's
+        endpoint("/v1/responses/{path:path}", stored_response, "GET POST DELETE"),
+        endpoint(
+            "/v1/messages", partial(create_message, chat_completions), "POST", greet=as_anthropic
+        ),
+        endpoint("/v1/messages/count_tokens", count_tokens, "POST", greet=as_anthropic),
+        endpoint("/v1/messages/{path:path}", pass_through, "GET POST DELETE", greet=as_anthropic),
         endpoint("/v1/models", list_models, "GET"),
         endpoint("/v1/models/{name:path}", one_model, "GET DELETE"),
         endpoint("/v1/{path:path}", pass_through, "GET POST DELETE"),
@@ -50,10 +70,20 @@ def endpoints(parts: Parts) -> list[Endpoint]:
 
 
 class Served:
-    """One endpoint as an ASGI application: key, body, the work, its errors."""
+    """One endpoint as an ASGI application: key, body, the work, its errors. ``greet`` sees the
+    request first: where the endpoint's API has its own place for the key and its own errors."""
 
-    def __init__(self, parts: Parts, work: Work, methods: list[str], *, public: bool) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        work: Work,
+        methods: list[str],
+        *,
+        public: bool,
+        greet: Greet | None = None,
+    ) -> None:
         self._parts = parts
+        self._greet = greet
         self._work = work
         self._methods = methods
         self._public = public
@@ -68,10 +98,14 @@ class Served:
             headers={k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]},
         )
         sink = Sink(send, incoming.id)
+        if self._greet is not None:
+            self._greet(incoming, sink)
         metrics.inflight.inc()
         try:
             if not self._public:
                 incoming.caller = parts.keys.check(incoming.headers.get("authorization"))
+                if incoming.path.startswith("/admin/"):
+                    incoming.caller.require_admin()
             if incoming.method not in self._methods:
                 raise MethodNotAllowed(
                     f"{incoming.method} is not possible here.",
@@ -79,6 +113,8 @@ class Served:
                 )
             limit = parts.config.server.max_body_bytes
             incoming.raw = await read_body(scope, receive, limit)
+            if incoming.caller.limited:
+                await parts.limits.admit(incoming, sink)
             await attended(self._work(parts, incoming, sink), receive, sink)
         except GatewayError as error:
             if not isinstance(error, InvalidKey):
@@ -92,6 +128,8 @@ class Served:
             await sink.fail(GatewayError("The gateway has a bug; its log says more."))
         finally:
             metrics.inflight.dec()
+            if incoming.tokens_held is not None:
+                parts.limits.settle(incoming, sink.status)
 
 
 async def attended(work: Awaitable[None], receive: Receive, sink: Sink) -> None:
@@ -123,8 +161,7 @@ async def attended(work: Awaitable[None], receive: Receive, sink: Sink) -> None:
 
 async def chat_completions(parts: Parts, incoming: Incoming, sink: Sink) -> None:
     if incoming.method != "POST":
-        # the list of stored completions is the teacher's
-        await pass_through(parts, incoming, sink)
+        await list_completions(parts, incoming, sink)
         return
     chat = read_chat(incoming)
     task = parts.claims.find(chat, incoming.headers)
@@ -133,27 +170,37 @@ async def chat_completions(parts: Parts, incoming: Incoming, sink: Sink) -> None
         return
     lane = parts.lanes[task.name]
     trip = Trip(incoming=incoming, chat=chat, lane=lane, config=parts.config)
-    await answer(parts, trip, sink)
+    if chat.body.get("store") is True:
+        keep_answer(parts, trip, sink)
+    if not await recalled(parts, trip, sink):
+        await answer(parts, trip, sink)
+        remember(trip, sink)
 
 
 async def list_models(parts: Parts, incoming: Incoming, sink: Sink) -> None:
-    """The teacher's models and the tasks; without a teacher, the tasks alone."""
+    """The teacher's models and the tasks; without a teacher, the tasks alone. A key for some tasks
+    sees no more than it may ask for."""
+    caller = incoming.caller
+    listed = await teacher_models(parts, incoming) if caller.may_use(UNCLAIMED) else []
+    known = {model.get("id") for model in listed}
+    tasks = [_model(name) for name in parts.lanes if name not in known and caller.may_use(name)]
+    await sink.json(200, {"object": "list", "data": [*listed, *tasks]})
+
+
+async def teacher_models(parts: Parts, incoming: Incoming) -> list[dict[str, Any]]:
     try:
         body = await parts.teacher.get_json("/models", parts.teacher.headers(incoming.headers))
-        listed = body.get("data") or []
+        return body.get("data") or []
     except GatewayError as error:
         client_error = isinstance(error, UpstreamRefused) and error.status in (401, 403)
         if client_error or not parts.lanes:
             raise
-        listed = []
-    known = {model.get("id") for model in listed}
-    tasks = [_model(name) for name in parts.lanes if name not in known]
-    await sink.json(200, {"object": "list", "data": [*listed, *tasks]})
+        return []
 
 
 async def one_model(parts: Parts, incoming: Incoming, sink: Sink) -> None:
     name = incoming.path.removeprefix("/v1/models/")
-    if incoming.method == "GET" and name in parts.lanes:
+    if incoming.method == "GET" and name in parts.lanes and incoming.caller.may_use(name):
         await sink.json(200, _model(name))
         return
     await pass_through(parts, incoming, sink)

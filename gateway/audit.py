@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import time
 
 import orjson
 
-from gateway.errors import GatewayError
+from gateway.budgets import Budgets
+from gateway.errors import GatewayError, UpstreamTimeout
 from gateway.ledger import Ledger
-from gateway.pricing import cost_usd, read_usage
+from gateway.pricing import read_usage
 from gateway.protocol import Body, Chat
 from gateway.trip import Trip
 from gateway.upstream import Upstream
@@ -23,8 +25,9 @@ class Auditor:
     """A bounded queue and a few workers. An audit that finds no place, or no teacher, is counted
     as failed and leaves no row: the sample gets smaller, not crooked."""
 
-    def __init__(self, teacher: Upstream, ledger: Ledger) -> None:
+    def __init__(self, teacher: Upstream, ledger: Ledger, budgets: Budgets) -> None:
         self._teacher = teacher
+        self._budgets = budgets
         self._ledger = ledger
         self._queue: asyncio.Queue[Trip] = asyncio.Queue(WAITING)
         self._workers: list[asyncio.Task[None]] = []
@@ -65,26 +68,38 @@ class Auditor:
         for name in ("stream", "stream_options"):
             body.pop(name, None)
         sent = self._teacher.headers(trip.incoming.headers)
+        hold = None
+        started = time.perf_counter()
         try:
+            # the task's budget and not the key's: the audit serves the certificate
+            hold = await self._budgets.hold(trip.incoming.raw, task=trip.lane.task)
             reply = await self._teacher.ask(orjson.dumps(body), sent)
         except GatewayError as error:
+            if hold is not None:
+                hold.settle(None if isinstance(error, UpstreamTimeout) else 0.0)
             trip.lane.metrics.audits[("failed",)].inc()
             extra = {"request_id": trip.incoming.id, "error": str(error)}
             logger.warning("audit failed", extra=extra)
             return
         trip.teacher_text = answer_text(reply.body)
         trip.teacher_model = reply.body.get("model")
-        trip.teacher_usage = read_usage(reply.body.get("usage"))
+        trip.teacher_usage = read_usage(reply.body.get("usage"), reply.body.get("service_tier"))
+        trip.teacher_s = time.perf_counter() - started
         row = trip.exchange()
         trip.lane.estimate.learn(
             len(trip.incoming.raw), trip.teacher_text or "", trip.teacher_usage
         )
-        children, cost = trip.lane.metrics, cost_usd(trip.config.teacher.price, trip.teacher_usage)
+        children, line = trip.lane.metrics, trip.audit_line()
+        self._ledger.enter(line)
+        if hold is not None:
+            hold.settle(line.teacher_usd)
         if trip.teacher_usage is not None:
             children.tokens[(Route.TEACHER.value, "input")].inc(trip.teacher_usage.prompt)
             children.tokens[(Route.TEACHER.value, "output")].inc(trip.teacher_usage.completion)
-        if cost:
-            children.cost[(Route.TEACHER.value,)].inc(cost)
+        if line.teacher_usd is None:
+            children.unknown["audit"].inc()
+        elif line.teacher_usd:
+            children.cost[(Route.TEACHER.value,)].inc(line.teacher_usd)
         agrees = row.loss is not None and row.loss == 0
         children.audits[("agree" if agrees else "disagree",)].inc()
         children.audit_loss.inc(1.0 if row.loss is None else row.loss)

@@ -7,6 +7,7 @@ from typing import Any
 
 from gateway.config import Task
 from gateway.errors import InvalidRequest
+from gateway.keys import UNCLAIMED
 from gateway.prompt import system_text
 from gateway.protocol import Chat
 
@@ -21,6 +22,13 @@ class Claims:
         self._teacher_model = teacher_model
 
     def find(self, chat: Chat, headers: Mapping[str, str]) -> Task | None:
+        """Raises Forbidden where the caller's key is not for the task, or not for traffic of none;
+        InvalidRequest as `claimed_by` does."""
+        task = self.claimed_by(chat, headers)
+        chat.caller.require(UNCLAIMED if task is None else task.name)
+        return task
+
+    def claimed_by(self, chat: Chat, headers: Mapping[str, str]) -> Task | None:
         """Raises InvalidRequest where the teacher could never be asked: the request names the
         task as its model, and the configuration names no model for the teacher."""
         named = self._tasks.get(chat.model)
@@ -48,6 +56,7 @@ class _Rule:
         claim = task.claim
         self.task = task
         self._models = frozenset(claim.model)
+        self._keys = frozenset(claim.key)
         self._system = claim.system
         self._prefix = claim.system_prefix
         self._regex = None if claim.system_regex is None else re.compile(claim.system_regex)
@@ -60,6 +69,8 @@ class _Rule:
 
     def holds(self, chat: Chat, headers: Mapping[str, str], system: str | None) -> bool:
         if self._models and chat.model not in self._models:
+            return False
+        if self._keys and chat.caller.name not in self._keys:
             return False
         if any(headers.get(name) != value for name, value in self._headers.items()):
             return False

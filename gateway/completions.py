@@ -8,7 +8,7 @@ import orjson
 from gateway.draft import Draft, shown, shown_stream
 from gateway.errors import GatewayError
 from gateway.fallback import ask_teacher, route_headers
-from gateway.first_try import ask_student, score_after, score_before
+from gateway.first_try import ask_student, fails_check, score_after, score_before
 from gateway.parts import Parts
 from gateway.protocol import EVENTS, JSON, Sink, student_can
 from gateway.trip import Trip
@@ -23,12 +23,14 @@ async def answer(parts: Parts, trip: Trip, sink: Sink) -> None:
         if trip.decision.route is Route.STUDENT:
             trip.draft = await ask_student(parts, trip, stream=trip.chat.stream)
             trip.decision = after(trip)
+            if trip.decision.route is Route.STUDENT:
+                trip.decision = await checked(trip)
         if trip.decision.route is Route.TEACHER:
             try:
                 await ask_teacher(parts, trip, sink)
                 return
             except GatewayError as error:
-                if sink.started or not may_degrade(trip, error):
+                if sink.started or not may_degrade(trip, error) or await fails_check(trip):
                     raise
                 trip.decision = replace(trip.decision, route=Route.STUDENT, reason=Reason.DEGRADED)
                 if trip.keeps_text:
@@ -78,6 +80,15 @@ def after(trip: Trip) -> Decision:
     return decision
 
 
+async def checked(trip: Trip) -> Decision:
+    """The task's own checks of a draft that would be served, also where it was forced: whoever may
+    choose the route may not switch off what keeps answers safe."""
+    reason = await fails_check(trip)
+    if reason is None:
+        return trip.decision
+    return replace(trip.decision, route=Route.TEACHER, reason=reason)
+
+
 def keeps_format(trip: Trip, draft: Draft) -> bool:
     """A request that demands JSON gets JSON, whatever the task's output rules say."""
     wanted = trip.chat.body.get("response_format")
@@ -93,7 +104,7 @@ def keeps_format(trip: Trip, draft: Draft) -> bool:
 
 def may_degrade(trip: Trip, error: GatewayError) -> bool:
     """A draft the gates only doubted may stand in for a teacher that is down. Not one that breaks
-    the output rules, and not for a request the teacher refused."""
+    the output rules or fails a check, and not for a request the teacher refused."""
     return (
         trip.lane.task.on_teacher_down == "degraded"
         and trip.draft is not None

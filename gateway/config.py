@@ -12,7 +12,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from gateway import schemas
 from gateway.errors import ConfigError
+from router.language import LANGUAGES, SCRIPTS
+from router.pii import PII
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -31,6 +34,30 @@ class Price(Section):
     """Dollars per million completion tokens."""
     cached_input_usd: float | None = Field(default=None, ge=0)
     """Dollars per million prompt tokens read from the provider's cache; default: input_usd."""
+    cache_write_usd: float | None = Field(default=None, ge=0)
+    """Dollars per million prompt tokens written to the provider's cache; default: input_usd."""
+    reasoning_usd: float | None = Field(default=None, ge=0)
+    """Dollars per million reasoning tokens; default: output_usd."""
+    audio_input_usd: float | None = Field(default=None, ge=0)
+    """Dollars per million audio tokens in the prompt; without it what they cost is unknown."""
+    audio_output_usd: float | None = Field(default=None, ge=0)
+    """Dollars per million audio tokens in the answer; without it what they cost is unknown."""
+
+
+class StudentPrice(Price):
+    """Per token as above, or by the hour of the hardware it runs on. By the hour no single request
+    has a cost: `retort savings` charges the hours."""
+
+    gpu_hour_usd: float | None = Field(default=None, ge=0)
+    """Dollars per hour and GPU, used or not."""
+    gpus: int = Field(default=1, gt=0)
+    """How many of them the students run on."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "StudentPrice":
+        if self.gpu_hour_usd is not None and (self.input_usd, self.output_usd) != (None, None):
+            raise ValueError("per token or gpu_hour_usd, not both: it would be charged twice")
+        return self
 
 
 class Server(Section):
@@ -42,6 +69,8 @@ class Server(Section):
     """Port to bind; 0 takes any free one."""
     api_keys_env: str | None = None
     """Environment variable with the accepted client keys, comma-separated; none: no key needed."""
+    keys: Literal["env", "database"] = "env"
+    """database: the keys made by `retort keys` are accepted too, and a key is always needed."""
     max_body_bytes: int = Field(default=20_000_000, gt=0)
     """Larger request bodies are refused with 413."""
     drain_s: Positive = 30.0
@@ -57,6 +86,8 @@ class StoreSection(Section):
     """Environment variable that holds the URL instead (for passwords)."""
     commit_ms: float = Field(default=3.0, ge=0, le=1000)
     """Shortest time between two commits, so that rows share them; an idle store commits at once."""
+    responses_days: Positive = 30.0
+    """How long responses (of /v1/responses) are kept for a later request to go on from them."""
 
 
 class Teacher(Section):
@@ -73,7 +104,12 @@ class Teacher(Section):
     retries: int = Field(default=1, ge=0, le=5)
     """Repeats after a connection error, 429 or 5xx, before giving up."""
     price: Price = Price()
-    """What it costs."""
+    """What it costs when it answers for a task, whatever model it names; default: pricing."""
+    provider: str | None = None
+    """Whose list prices hold (openai, anthropic, …); default: whose API base_url is."""
+    apis: list[Literal["responses", "messages"]] = ["responses"]
+    """APIs beside chat completions that it serves itself: what no task claims of them passes to it
+    untouched. One left out is translated to chat completions."""
 
 
 class Student(Section):
@@ -87,8 +123,8 @@ class Student(Section):
     """Longest wait for an answer before the teacher is asked instead."""
     max_concurrency: int = Field(default=32, gt=0)
     """Requests in flight at once; above it the teacher is asked at once."""
-    price: Price = Price()
-    """What it costs, per token."""
+    price: StudentPrice = StudentPrice()
+    """What it costs, per token or by the hour."""
 
 
 class Claim(Section):
@@ -103,6 +139,8 @@ class Claim(Section):
     """How the system prompt begins."""
     system_regex: str | None = None
     """Regular expression searched in the system prompt."""
+    key: list[str] = []
+    """Names of API keys (`retort keys`)."""
     system_sha256: str | None = None
     """SHA-256 (hex) of the system prompt, for prompts too long to repeat here."""
     metadata: dict[str, str] = {}
@@ -163,6 +201,174 @@ class Contract(Section):
     """With at least this probability over the evidence."""
 
 
+class CheckSection(Section):
+    """What every check has."""
+
+    kind: str
+    """Which of them it is."""
+    name: str = Field(default="", pattern=r"^([a-z0-9][a-z0-9_-]{0,40})?$")
+    """Name in the header, the metric and the row; default: its kind."""
+
+    @property
+    def label(self) -> str:
+        return self.name or self.kind
+
+
+class JsonSchemaCheck(CheckSection):
+    """The draft is JSON that fits a JSON Schema. Fails as `invalid`."""
+
+    kind: Literal["json_schema"]
+    """This kind of check."""
+    definition: dict[str, Any] | None = None
+    """The schema; null: the request's own (response_format.json_schema.schema), if it has one."""
+
+    @field_validator("definition")
+    @classmethod
+    def _is_a_schema(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            schemas.compiled(value)
+        return value
+
+
+class RefusalCheck(CheckSection):
+    """The draft refuses: in its opening words, in 16 languages, or in `message.refusal`."""
+
+    kind: Literal["refusal"]
+    """This kind of check."""
+    phrases: list[str] = []
+    """More openings that count as a refusal; case does not matter."""
+
+
+class BlockedCheck(CheckSection):
+    """The draft holds what no answer may hold."""
+
+    kind: Literal["blocked"]
+    """This kind of check."""
+    patterns: list[str] = Field(min_length=1)
+    """Regular expressions searched in the draft, in time linear in its length: no look-around and
+    no back-references."""
+    case_sensitive: bool = False
+    """True: upper and lower case differ."""
+
+    @field_validator("patterns")
+    @classmethod
+    def _compile(cls, value: list[str]) -> list[str]:
+        for pattern in value:
+            schemas.searcher(pattern)
+        return value
+
+
+class LengthCheck(CheckSection):
+    """The draft is too short or too long. Fails as `invalid`."""
+
+    kind: Literal["length"]
+    """This kind of check."""
+    min_chars: int = Field(default=0, ge=0)
+    """Fewest characters, white space at the ends not counted."""
+    max_chars: int | None = Field(default=None, gt=0)
+    """Most characters."""
+    max_tokens: int | None = Field(default=None, gt=0)
+    """Most tokens, as the student server counts them."""
+
+
+class LanguageCheck(CheckSection):
+    """The draft is in another language or script than it should be, where that can be told."""
+
+    kind: Literal["language"]
+    """This kind of check."""
+    languages: list[str] = []
+    """Languages (ISO 639-1) a draft may be in; empty: any."""
+    scripts: list[str] = []
+    """Scripts of which a draft may hold more than a fifth; empty: any."""
+
+    @model_validator(mode="after")
+    def _known(self) -> "LanguageCheck":
+        for name, given, known in (
+            ("languages", self.languages, LANGUAGES),
+            ("scripts", self.scripts, SCRIPTS),
+        ):
+            if unknown := sorted(set(given) - known):
+                raise ValueError(f"{name}: {unknown[0]!r} is none of {', '.join(sorted(known))}")
+        if not self.languages and not self.scripts:
+            raise ValueError("languages or scripts must be given")
+        return self
+
+
+class PiiCheck(CheckSection):
+    """The draft holds personal data or a secret that the request does not hold."""
+
+    kind: Literal["pii"]
+    """This kind of check."""
+    kinds: list[PII] = []
+    """What is looked for; empty: all."""
+
+
+class ModerationCheck(CheckSection):
+    """An OpenAI-compatible moderation endpoint flags the draft."""
+
+    kind: Literal["moderation"]
+    """This kind of check."""
+    base_url: str = "https://api.openai.com/v1"
+    """Its base URL, with /v1."""
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Environment variable with its key; null: none is sent."""
+    model: str | None = None
+    """Moderation model; null: the server's default."""
+    categories: list[str] = []
+    """Categories that fail a draft; empty: whatever the endpoint flags."""
+    timeout_s: Positive = 2.0
+    """Longest wait for its word."""
+    on_error: Literal["escalate", "allow"] = "escalate"
+    """What to do with a draft the endpoint could not judge."""
+
+
+class PythonCheck(CheckSection):
+    """Your own function."""
+
+    kind: Literal["python"]
+    """This kind of check."""
+    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """`package.module:function`, given the draft's text and the request's body; what is wrong, or
+    None. An exception fails the draft too."""
+    timeout_s: Positive = 2.0
+    """Longest wait, where the function is `async`. Any other runs in the gateway's only thread."""
+
+
+Check = Annotated[
+    JsonSchemaCheck
+    | RefusalCheck
+    | BlockedCheck
+    | LengthCheck
+    | LanguageCheck
+    | PiiCheck
+    | ModerationCheck
+    | PythonCheck,
+    Field(discriminator="kind"),
+]
+
+
+class CacheSection(Section):
+    """Answers to exactly repeated, deterministic requests, from this process's memory."""
+
+    enabled: bool = False
+    """True: keep answers and give them again."""
+    ttl_s: Positive = 3600.0
+    """How long an answer is given again."""
+    max_entries: int = Field(default=10_000, gt=0)
+    """Most answers kept; the least recently used goes first."""
+    max_bytes: int = Field(default=64_000_000, gt=0)
+    """Most memory for them."""
+
+
+class Budget(Section):
+    """Dollars the teacher may cost in a period of UTC, audits included, over all gateways."""
+
+    daily_usd: float | None = Field(default=None, ge=0)
+    """In a day; null: no bound."""
+    monthly_usd: float | None = Field(default=None, ge=0)
+    """In a month; null: no bound."""
+
+
 class Task(Section):
     """One narrow job with its own student, router and contract."""
 
@@ -185,8 +391,29 @@ class Task(Section):
     """Share of ordinary traffic the out-of-distribution gate may turn away by mistake."""
     on_teacher_down: Literal["error", "degraded"] = "error"
     """degraded: serve the student's held draft, marked, when no teacher answers."""
+    budget: Budget = Budget()
+    """What the teacher may cost; spent: on_teacher_down decides, and 429 insufficient_quota."""
     store_payloads: bool = True
     """False keeps no text of this task; it can then not be distilled."""
+    checks: list[Check] = []
+    """What a draft must pass before it is served, in this order."""
+    cache: CacheSection = CacheSection()
+    """Whether exact repeats are answered from memory."""
+
+    @model_validator(mode="after")
+    def _cache_keeps_text(self) -> "Task":
+        if self.cache.enabled and not self.store_payloads:
+            raise ValueError("cache.enabled keeps answers, which store_payloads: false forbids")
+        return self
+
+
+class Pricing(Section):
+    """What models cost where their own section does not say."""
+
+    models: dict[str, Price] = {}
+    """Prices by model name, exactly as answers name it."""
+    use_list: bool = True
+    """Take what is configured nowhere from the list prices in the package genai-prices."""
 
 
 class Training(Section):
@@ -210,6 +437,8 @@ class Training(Section):
     """Longest row in tokens. More than 2 % of rows over it fails the run: no row is cut."""
     seed: int = 17
     """Seed of everything random in training."""
+    hour_usd: float | None = Field(default=None, ge=0)
+    """What an hour of a night costs; `retort savings` charges it. Without it nights are free."""
 
 
 class Nightly(Section):
@@ -240,6 +469,8 @@ class Config(Section):
     """The cheap one's server."""
     tasks: list[Task] = []
     """The jobs to distil; what none of them claims passes through to the teacher."""
+    pricing: Pricing = Pricing()
+    """What models cost."""
     training: Training = Training()
     """How students are trained."""
     nightly: Nightly = Nightly()

@@ -6,12 +6,16 @@ GatewayError
 ├── Forbidden             403
 ├── UnknownModel          404
 ├── UnknownEndpoint       404
+├── NotFound              404
 ├── MethodNotAllowed      405
 ├── BodyTooLarge          413
 ├── RateLimited           429
+├── InsufficientQuota     429  a budget is spent
 ├── UpstreamRefused       4xx or 5xx, as the upstream said
 ├── UpstreamError         502  the upstream answered, but not usably
 ├── UpstreamUnavailable   503  nobody could answer
+├── KeysUnknown           503  keys cannot be checked yet
+├── StoreAway             503  the database is away
 └── UpstreamTimeout       504
 
 Outside HTTP: ConfigError (a bad YAML file), BundleError (a bundle that must not serve),
@@ -99,6 +103,12 @@ class UnknownEndpoint(GatewayError):
     status, type, code, retry = 404, "invalid_request_error", "unknown_url", False
 
 
+class NotFound(GatewayError):
+    """What the request names is not there, or is another caller's."""
+
+    status, type, code, retry = 404, "invalid_request_error", "not_found", False
+
+
 class MethodNotAllowed(GatewayError):
     status, type, code, retry = 405, "invalid_request_error", "method_not_allowed", False
 
@@ -109,6 +119,14 @@ class BodyTooLarge(GatewayError):
 
 class RateLimited(GatewayError):
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+
+class InsufficientQuota(GatewayError):
+    status, type, code, retry = 429, "insufficient_quota", "insufficient_quota", False
+
+
+class KeysUnknown(GatewayError):
+    status, type, code, retry = 503, "server_error", "keys_unknown", True
 
 
 class UpstreamRefused(GatewayError):
@@ -128,6 +146,12 @@ class UpstreamError(GatewayError):
 
 class UpstreamUnavailable(GatewayError):
     status, type, code = 503, "server_error", "upstream_unavailable"
+
+
+class StoreAway(GatewayError):
+    """The database cannot be asked now; the same request may succeed later."""
+
+    status, type, code, retry = 503, "server_error", "store_unavailable", True
 
 
 class UpstreamTimeout(GatewayError):

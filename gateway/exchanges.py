@@ -4,18 +4,28 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, func, or_
+from sqlalchemy import ColumnElement, func, or_, update
 from sqlmodel import Session, col, select
 
+from gateway import response_store
+from gateway.database import refused_in_one_line
 from gateway.errors import StoreError
 from gateway.store import Store
-from gateway.tables import DatasetRow, Exchange, ExchangeEvent, State, utcnow
+from gateway.tables import (
+    DatasetRow,
+    Exchange,
+    ExchangeEvent,
+    Feedback,
+    State,
+    StoredCompletion,
+    utcnow,
+)
 
 #: ids in one SQL statement
 CHUNK = 500
@@ -147,6 +157,13 @@ def counts(store: Store, task: str) -> dict[State, int]:
     return {state: found.get(state, 0) for state in State}
 
 
+def erased(store: Store, task: str) -> set[str]:
+    """Ids of the rows whose text is gone."""
+    statement = select(Exchange.id).where(Exchange.task == task, Exchange.state == State.ERASED)
+    with store.session() as session:
+        return set(session.exec(statement))
+
+
 def oldest(store: Store, task: str) -> datetime | None:
     """When the oldest row came that no night has looked at yet; None where there is none."""
     statement = select(func.min(Exchange.at)).where(
@@ -192,10 +209,12 @@ def show(store: Store, exchange_id: str) -> tuple[Exchange, list[ExchangeEvent]]
 
 
 def export(store: Store, task: str, states: Collection[str] = ()) -> Iterator[str]:
-    """Rows that have a teacher's answer as OpenAI chat JSONL, oldest first, one line each."""
+    """Rows that have a teacher's answer, or a correction in its place, as OpenAI chat JSONL,
+    oldest first, one line each."""
+    answered = or_(col(Exchange.teacher_text).is_not(None), col(Exchange.correction).is_not(None))
     statement = (
         select(Exchange)
-        .where(Exchange.task == task, col(Exchange.teacher_text).is_not(None))
+        .where(Exchange.task == task, answered)
         .order_by(col(Exchange.at), col(Exchange.id))
         .execution_options(yield_per=CHUNK)
     )
@@ -204,7 +223,8 @@ def export(store: Store, task: str, states: Collection[str] = ()) -> Iterator[st
     with store.session() as session:
         for row in session.exec(statement):
             messages = list(row.body.get("messages") or [{"role": "user", "content": row.prompt}])
-            answer = {"role": "assistant", "content": row.teacher_text}
+            text = row.teacher_text if row.correction is None else row.correction
+            answer = {"role": "assistant", "content": text}
             yield orjson.dumps({"messages": [*messages, answer]}).decode()
 
 
@@ -213,33 +233,72 @@ class Erasure:
     rows: int
     datasets: tuple[str, ...]
     """Dataset versions that hold a copy of an erased row, and must not be trained on again."""
+    completions: int = 0
+    """Stored completions of the same requests."""
 
 
 def erase(store: Store, ids: Sequence[str], detail: str = "") -> Erasure:
-    """Remove the text of rows, and whatever could be matched against that text.
+    """Remove the text of rows, whatever could be matched against that text, and the responses
+    kept of those conversations.
 
     In a SQLite file it is overwritten at once; PostgreSQL does so when it vacuums the table.
     """
+    with store.transaction() as session:
+        completions = _erase_completions(session, ids)
+        erasure = erase_in(session, ids, detail)
+    overwrite(store)
+    return replace(erasure, completions=completions)
+
+
+def erase_in(session: Session, ids: Sequence[str], detail: str = "") -> Erasure:
+    """The rows and what feedback said of them, within a transaction of the caller's; `overwrite`
+    is to follow it."""
     count = 0
     datasets: set[str] = set()
-    with store.transaction() as session:
-        for row in _locked(session, ids, Exchange.state != State.ERASED):
-            row.prompt, row.body = "", {}
-            row.teacher_text = row.student_text = None
-            row.dedupe_key, row.group_key = f"erased:{row.id}", ""
-            row.state = State.ERASED
-            row.lease_owner = row.lease_until = None
-            session.add(
-                ExchangeEvent(exchange_id=row.id, at=utcnow(), state=State.ERASED, detail=detail)
-            )
-            count += 1
-        for chunk in _chunks(ids):
-            holders = select(DatasetRow.dataset_id).where(col(DatasetRow.exchange_id).in_(chunk))
-            datasets.update(session.exec(holders.distinct()))
-    if store.engine.dialect.name == "sqlite":
-        with store.engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    for chunk in _chunks(ids):
+        response_store.erase_requests(session, chunk)
+    for row in _locked(session, ids, Exchange.state != State.ERASED):
+        row.prompt, row.body = "", {}
+        row.teacher_text = row.student_text = row.correction = None
+        row.dedupe_key, row.group_key = f"erased:{row.id}", ""
+        row.state = State.ERASED
+        row.lease_owner = row.lease_until = None
+        session.add(
+            ExchangeEvent(exchange_id=row.id, at=utcnow(), state=State.ERASED, detail=detail)
+        )
+        count += 1
+    for chunk in _chunks(ids):
+        holders = select(DatasetRow.dataset_id).where(col(DatasetRow.exchange_id).in_(chunk))
+        datasets.update(session.exec(holders.distinct()))
+        said = or_(col(Feedback.id).in_(chunk), col(Feedback.exchange_id).in_(chunk))
+        session.execute(update(Feedback).where(said).values(correction=None, comment=None))
     return Erasure(rows=count, datasets=tuple(sorted(datasets)))
+
+
+def _erase_completions(session: Session, ids: Sequence[str]) -> int:
+    """Stored completions of the same requests, repeats included."""
+    count = 0
+    for chunk in _chunks(ids):
+        keys = select(Exchange.dedupe_key).where(col(Exchange.id).in_(chunk))
+        same = or_(col(StoredCompletion.id).in_(chunk), col(StoredCompletion.dedupe_key).in_(keys))
+        kept = select(StoredCompletion).where(same, col(StoredCompletion.deleted).is_(False))
+        for row in session.exec(kept.with_for_update()).all():
+            blank(row)
+            count += 1
+    return count
+
+
+def blank(row: StoredCompletion) -> None:
+    """Leave the id alone: it stays taken, and cursors stay valid."""
+    row.body, row.answer, row.labels = {}, {}, {}
+    row.dedupe_key, row.deleted = f"erased:{row.id}", True
+
+
+def overwrite(store: Store) -> None:
+    """In a SQLite file, have erased text overwritten now."""
+    if store.engine.dialect.name == "sqlite":
+        with refused_in_one_line(store.engine), store.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _locked(

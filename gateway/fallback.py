@@ -10,7 +10,8 @@ import orjson
 
 from gateway.audit import answer_text, teacher_body
 from gateway.draft import Draft
-from gateway.first_try import ask_student, score_after
+from gateway.errors import GatewayError, UpstreamTimeout
+from gateway.first_try import ask_in_shadow, score_after
 from gateway.parts import Parts
 from gateway.pricing import read_usage
 from gateway.protocol import EVENTS, JSON, Headers, Sink, encode_headers, number
@@ -25,10 +26,25 @@ Shadow = asyncio.Task[Draft | None] | None
 
 
 async def ask_teacher(parts: Parts, trip: Trip, sink: Sink) -> None:
-    """Its answer, to the client and into the row. Raises GatewayError."""
+    """Its answer, to the client and into the row, where the budgets allow it. Raises
+    GatewayError."""
+    incoming = trip.incoming
+    hold = await parts.budgets.hold(incoming.raw, task=trip.lane.task, caller=incoming.caller)
+    try:
+        await relay(parts, trip, sink)
+    except GatewayError as error:
+        if hold is not None and not sink.started and not isinstance(error, UpstreamTimeout):
+            hold.settle(0.0)
+        raise
+    finally:
+        if hold is not None:
+            hold.settle(trip.teacher_usd if trip.teacher_asked else None)
+
+
+async def relay(parts: Parts, trip: Trip, sink: Sink) -> None:
     shadow: Shadow = None
     if trip.decision.reason is Reason.SHADOW:
-        shadow = asyncio.create_task(ask_student(parts, trip, stream=False))
+        shadow = asyncio.create_task(ask_in_shadow(parts, trip))
     try:
         if trip.chat.stream:
             await relay_stream(parts, trip, sink, shadow)
@@ -46,12 +62,18 @@ async def relay_whole(parts: Parts, trip: Trip, sink: Sink, shadow: Shadow) -> N
     started = time.perf_counter()
     try:
         reply = await parts.teacher.ask(data, headers)
+    except (asyncio.CancelledError, UpstreamTimeout):
+        # it was asked, and what it will charge for that is not known
+        trip.teacher_asked = True
+        raise
     finally:
-        trip.incoming.waited_s += time.perf_counter() - started
+        trip.teacher_s = time.perf_counter() - started
+        trip.incoming.waited_s += trip.teacher_s
     trip.teacher_asked = True
     trip.teacher_text = answer_text(reply.body)
     trip.teacher_model = reply.body.get("model")
-    trip.teacher_usage = read_usage(reply.body.get("usage"))
+    trip.answer_id = reply.body.get("id")
+    trip.teacher_usage = read_usage(reply.body.get("usage"), reply.body.get("service_tier"))
     await parts.ledger.outlive(record(parts, trip, shadow))
     out = [JSON, *route_headers(trip), *encode_headers(reply.headers.items())]
     await sink.whole(200, reply.data, out)
@@ -68,20 +90,23 @@ async def relay_stream(parts: Parts, trip: Trip, sink: Sink, shadow: Shadow) -> 
     data, headers = teacher_request(parts, trip)
     started = time.perf_counter()
     async with parts.teacher.stream(data, headers, begin) as stream:
+        # even if it breaks off now: what it charges is then not known
+        trip.teacher_asked, trip.teacher_model = True, stream.model
         try:
             out = [*EVENTS, *route_headers(trip), *encode_headers(stream.headers.items())]
             await sink.start(200, out)
             async for part in stream.body():
                 await sink.write(part)
         finally:
-            trip.incoming.waited_s += time.perf_counter() - started
+            trip.teacher_s = time.perf_counter() - started
+            trip.incoming.waited_s += trip.teacher_s
             if stream.complete:
                 # also where the client left while only the usage was still to come
-                trip.teacher_asked = True
                 trip.teacher_text = stream.text or None
                 if stream.finish_reason == "content_filter":
                     trip.teacher_text = None
                 trip.teacher_model, trip.teacher_usage = stream.model, stream.usage
+                trip.answer_id = stream.id
                 await parts.ledger.outlive(record(parts, trip, shadow))
     await sink.end(stream.tail)
 
@@ -123,6 +148,8 @@ def route_headers(trip: Trip) -> Headers:
     ]
     if trip.live is not None:
         headers.append((b"x-retort-bundle", trip.live.bundle.id.encode()))
+    if trip.check is not None and decision.reason is not Reason.SHADOW:
+        headers.append((b"x-retort-check", trip.check.encode()))
     if not trip.chat.stream and (cost := trip.cost_usd) is not None:
         headers.append((b"x-retort-cost-usd", number(cost)))
     return headers

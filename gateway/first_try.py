@@ -31,6 +31,22 @@ def score_after(trip: Trip, live: Live, draft: Draft, first: Decision) -> Decisi
     return decision
 
 
+async def fails_check(trip: Trip, draft: Draft | None = None) -> Reason | None:
+    """Why a draft (default: the trip's) must not be served, whatever its score."""
+    lane, draft = trip.lane, draft or trip.draft
+    if not lane.checks or draft is None:
+        return None
+    started = time.perf_counter()
+    failed = await lane.checks.first_failed(draft, trip.chat)
+    if lane.checks.waits:
+        trip.incoming.waited_s += time.perf_counter() - started
+    if failed is None:
+        return None
+    trip.check = failed.check
+    lane.metrics.checks_failed[(failed.check,)].inc()
+    return failed.reason
+
+
 def guarded(decide: Callable[[], Decision], trip: Trip) -> Decision:
     """The router's word. A router that breaks has no say: the teacher answers, whatever the
     error was (fail open, docs/design.md), so this is one of the few places that catch them all."""
@@ -65,4 +81,13 @@ async def ask_student(parts: Parts, trip: Trip, *, stream: bool) -> Draft | None
         )
         return None
     finally:
-        trip.incoming.waited_s += time.perf_counter() - started
+        trip.student_s = time.perf_counter() - started
+        trip.incoming.waited_s += trip.student_s
+
+
+async def ask_in_shadow(parts: Parts, trip: Trip) -> Draft | None:
+    """The draft of a request that the teacher answers, its checks included."""
+    draft = await ask_student(parts, trip, stream=False)
+    if draft is not None:
+        await fails_check(trip, draft)
+    return draft

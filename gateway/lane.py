@@ -9,7 +9,10 @@ from prometheus_client import Counter, Histogram
 
 from gateway import metrics
 from gateway.bundles import BundleFiles
-from gateway.config import Output, Task
+from gateway.cache import Cache
+from gateway.checks import Checks
+from gateway.config import Config, Output, Task
+from gateway.prices import PriceBook
 from gateway.pricing import TeacherEstimate
 from gateway.prompt import prompt_hash
 from router.decision import Answer, Decision
@@ -45,8 +48,9 @@ class Lane:
     """``live`` is None while no student may answer, and ``problem`` then says why, if it is not
     simply that none was promoted. ``suspect``: the student server did not know the adapter."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, prices: PriceBook | None = None) -> None:
         self.task = task
+        self.prices = prices or PriceBook(Config())
         self.prompt_hash = prompt_hash(task.prompt)
         self.spec = output_spec(task.output)
         self.live: Live | None = None
@@ -54,6 +58,8 @@ class Lane:
         self.suspect = False
         self.estimate = TeacherEstimate()
         self.metrics = LaneMetrics(task.name)
+        self.checks = Checks(task.checks)
+        self.cache = Cache(task.name, task.cache) if task.cache.enabled else None
 
     def propensity(self) -> float:
         """With which probability a request is sampled. Where the teacher answers everything, the
@@ -111,7 +117,10 @@ class LaneMetrics:
         self.p_ood = metrics.p_ood.labels(task)
         self.tokens = counters(metrics.tokens_total)
         self.cost = counters(metrics.cost_usd_total)
+        self.unknown = Children[str, Counter](metrics.price_unknown_total.labels)
         self.avoided = metrics.cost_avoided_usd_total.labels(task)
         self.audits = counters(metrics.audits_total)
         self.audit_loss = metrics.audit_loss_total.labels(task)
         self.exchanges = counters(metrics.exchanges_total)
+        self.checks_failed = counters(metrics.checks_failed_total)
+        self.cache = counters(metrics.cache_requests_total)

@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from gateway import metrics
 from gateway.errors import StoreError
 from gateway.lane import Lane
+from gateway.line import Line
 from gateway.protocol import Sink
 from gateway.store import Store
 from gateway.tables import Exchange
@@ -48,6 +49,10 @@ class Ledger:
         while self._writes:
             await asyncio.wait(self._writes)
 
+    def enter(self, line: Line) -> None:
+        """Into the ledger, soon; never waits."""
+        self._store.enqueue(line)
+
     def close(self, trip: Trip, sink: Sink) -> None:
         """The request is over, one way or the other."""
         ended = time.perf_counter()
@@ -67,7 +72,9 @@ class Ledger:
         if decision.p_ood is not None:
             children.p_ood.observe(decision.p_ood)
         self._count_money(trip)
-        self._store.enqueue(trip.request(sink.first_byte_at))
+        if incoming.tokens_held is not None and (used := trip.usage) is not None:
+            incoming.tokens = 0 if trip.cached is not None else used.prompt + used.completion
+        self.enter(trip.line(sink.first_byte_at))
         logger.info(
             "answered",
             extra={
@@ -75,6 +82,7 @@ class Ledger:
                 "task": lane.task.name,
                 "route": route,
                 "reason": reason,
+                "check": trip.check,
                 "status": trip.status,
                 "score": decision.score,
                 "p_ood": decision.p_ood,
@@ -94,11 +102,17 @@ class Ledger:
                 children.tokens[(who, "input")].inc(usage.prompt)
                 children.tokens[(who, "output")].inc(usage.completion)
         student_usd, teacher_usd = trip.student_usd, trip.teacher_usd
-        if student_usd:
+        if student_usd is None:
+            children.unknown[Route.STUDENT.value].inc()
+        elif student_usd:
             children.cost[(Route.STUDENT.value,)].inc(student_usd)
         if trip.teacher_asked:
-            if teacher_usd:
+            if teacher_usd is None:
+                children.unknown[Route.TEACHER.value].inc()
+            elif teacher_usd:
                 children.cost[(Route.TEACHER.value,)].inc(teacher_usd)
-        elif draft is not None and student_usd is not None and teacher_usd is not None:
+        elif trip.status >= 400 or (draft is None and trip.cached is None):
+            return
+        elif student_usd is not None and teacher_usd is not None:
             # a counter cannot fall; a student dearer than its teacher shows in the ledger
             children.avoided.inc(max(0.0, teacher_usd - student_usd))

@@ -74,6 +74,11 @@ cost_avoided_usd_total = Counter(
     "What the teacher would have cost for what the student answered, minus the student's cost.",
     ["task"],
 )
+price_unknown_total = Counter(
+    "retort_price_unknown_total",
+    "Calls whose cost is unknown: no price for the model, or no token counts from it.",
+    ["who"],
+)
 audits_total = Counter(
     "retort_audits_total",
     "Student answers checked by the teacher. result: agree | disagree | failed.",
@@ -89,11 +94,33 @@ exchanges_total = Counter(
     "Rows for the retraining queue. outcome: stored | duplicate | spooled | lost.",
     ["task", "outcome"],
 )
+stored_total = Counter(
+    "retort_stored_completions_total",
+    "Chat completions with store: true. outcome: stored | spooled | lost.",
+    ["task", "outcome"],
+)
+feedback_total = Counter(
+    "retort_feedback_total",
+    "What clients said of answers. kind: up | down | score | correction.",
+    ["task", "kind"],
+)
 exchange_write_seconds = Histogram(
     "retort_exchange_write_seconds",
     "How long an answer waited for its row to be durable.",
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
 )
+checks_failed_total = Counter(
+    "retort_checks_failed_total",
+    "Drafts that failed a check of their task, those of shadow mode included.",
+    ["task", "check"],
+)
+cache_requests_total = Counter(
+    "retort_cache_requests_total",
+    "Requests of tasks with a response cache. result: hit | miss | bypass.",
+    ["task", "result"],
+)
+cache_entries = Gauge("retort_cache_entries", "Answers in the response cache.", ["task"])
+cache_bytes = Gauge("retort_cache_bytes", "Memory of the response cache.", ["task"])
 queue_rows = Gauge("retort_queue_rows", "Rows of the retraining queue.", ["task", "state"])
 queue_oldest_seconds = Gauge(
     "retort_queue_oldest_seconds", "Age of the oldest row no night has harvested yet.", ["task"]
@@ -125,5 +152,20 @@ night_agreement = Gauge(
     "retort_night_agreement_ratio",
     "Agreement with the teacher on the frozen test split, last evaluation.",
     ["task", "who"],
+)
+limited_requests_total = Counter(
+    "retort_limited_requests_total",
+    "Requests refused, or kept from the teacher, by a limit of their key or a budget.",
+    ["kind"],
+)
+budget_spent_usd = Gauge(
+    "retort_budget_spent_usd",
+    "Dollars taken of the task's teacher budget in this period, all gateways together.",
+    ["task", "period"],
+)
+budget_remaining_usd = Gauge(
+    "retort_budget_remaining_usd",
+    "Dollars left of the task's teacher budget in this period.",
+    ["task", "period"],
 )
 build_info = Gauge("retort_build_info", "1, with the version.", ["version"])

@@ -64,6 +64,23 @@ def m001_initial(connection: Connection) -> None:
         Column("cost_usd", Float),
         Column("teacher_cost_usd", Float),
         Column("caller", String, nullable=False),
+        Column("completion_id", String, index=True),
+        Column("kind", String, nullable=False),
+        Column("parent", String),
+        Column("endpoint", String, nullable=False),
+        Column("model", String),
+        Column("retries", Integer, nullable=False),
+        Column("cached_tokens", Integer),
+        Column("cache_write_tokens", Integer),
+        Column("reasoning_tokens", Integer),
+        Column("audio_tokens", Integer),
+        Column("student_usd", Float),
+        Column("teacher_usd", Float),
+        Column("estimated", Boolean, nullable=False),
+        Column("queue_ms", Float),
+        Column("student_ms", Float),
+        Column("teacher_ms", Float),
+        Column("overhead_ms", Float),
     )
     Table(
         "exchange",
@@ -82,10 +99,12 @@ def m001_initial(connection: Connection) -> None:
         Column("reason", String, nullable=False),
         Column("score", Float),
         Column("p_ood", Float),
+        Column("correction", String),
         Column("loss", Float),
         Column("sampled", Boolean, nullable=False),
         Column("propensity", Float, nullable=False),
         Column("bundle", String),
+        Column("check", String),
         Column("prompt_hash", String, nullable=False),
         Column("caller", String, nullable=False),
         Column("state", String, nullable=False),
@@ -180,8 +199,126 @@ def m001_initial(connection: Connection) -> None:
     meta.create_all(connection)
 
 
+def m002_keys(connection: Connection) -> None:
+    meta = MetaData()
+    time = DateTime(timezone=True)
+    Table(
+        "api_key",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("name", String, nullable=False),
+        Column("at", time, nullable=False),
+        Column("tasks", JSON),
+        Column("may_route", Boolean, nullable=False),
+        Column("admin", Boolean, nullable=False),
+        Column("rpm", Integer),
+        Column("tpm", Integer),
+        Column("daily_usd", Float),
+        Column("monthly_usd", Float),
+        Column("expires_at", time),
+        Column("revoked_at", time),
+        Column("version", Integer, nullable=False, index=True),
+        Index(
+            "ix_api_key_name_in_use",
+            "name",
+            unique=True,
+            sqlite_where=text("revoked_at IS NULL"),
+            postgresql_where=text("revoked_at IS NULL"),
+        ),
+    )
+    Table(
+        "api_key_secret",
+        meta,
+        Column("sha256", String, primary_key=True),
+        Column("key_id", String, nullable=False, index=True),
+        Column("shown", String, nullable=False),
+        Column("at", time, nullable=False),
+        Column("expires_at", time),
+    )
+    version = Table(
+        "api_key_version",
+        meta,
+        Column("id", Integer, primary_key=True),
+        Column("version", Integer, nullable=False),
+    )
+    Table(
+        "rate_bucket",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("full_at", Float, nullable=False),
+    )
+    Table(
+        "spending",
+        meta,
+        Column("account", String, primary_key=True),
+        Column("period", String, primary_key=True),
+        Column("taken_usd", Float, nullable=False),
+    )
+    meta.create_all(connection)
+    connection.execute(version.insert(), {"id": 1, "version": 0})
+
+
+def m003_stored(connection: Connection) -> None:
+    meta = MetaData()
+    time = DateTime(timezone=True)
+    Table(
+        "stored_completion",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("completion_id", String, nullable=False, index=True),
+        Column("caller", String, nullable=False),
+        Column("task", String, nullable=False),
+        Column("at", time, nullable=False),
+        Column("route", String, nullable=False),
+        Column("reason", String, nullable=False),
+        Column("model", String, nullable=False),
+        Column("asked_model", String, nullable=False),
+        Column("dedupe_key", String, nullable=False, index=True),
+        Column("labels", JSON, nullable=False),
+        Column("body", JSON, nullable=False),
+        Column("answer", JSON, nullable=False),
+        Column("deleted", Boolean, nullable=False),
+        Index("ix_stored_completion_owner", "caller", "id"),
+    )
+    Table(
+        "feedback",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("at", time, nullable=False),
+        Column("task", String, nullable=False, index=True),
+        Column("caller", String, nullable=False),
+        Column("rating", String),
+        Column("score", Float),
+        Column("correction", String),
+        Column("comment", String),
+        Column("exchange_id", String, index=True),
+    )
+    meta.create_all(connection)
+
+
+def m004_responses(connection: Connection) -> None:
+    meta = MetaData()
+    Table(
+        "response",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("caller", String, nullable=False),
+        Column("at", DateTime(timezone=True), nullable=False, index=True),
+        Column("request_id", String, nullable=False, index=True),
+        Column("thread", String, nullable=False, index=True),
+        Column("items", JSON, nullable=False),
+        Column("body", JSON, nullable=False),
+    )
+    meta.create_all(connection)
+
+
 #: in the order in which they are applied
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_initial,)
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    m001_initial,
+    m002_keys,
+    m003_stored,
+    m004_responses,
+)
 
 
 def migrate(engine: Engine) -> list[str]:

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.audit import Auditor
+from gateway.budgets import Budgets
 from gateway.claims import Claims
 from gateway.config import Config
 from gateway.keys import Keys
 from gateway.lane import Lane
 from gateway.ledger import Ledger
+from gateway.limits import Limits
+from gateway.prices import PriceBook
 from gateway.store import Store
 from gateway.upstream import Upstream
 
@@ -18,6 +21,9 @@ from gateway.upstream import Upstream
 class Parts:
     config: Config
     keys: Keys
+    limits: Limits
+    budgets: Budgets
+    prices: PriceBook
     claims: Claims
     lanes: Mapping[str, Lane]
     store: Store
@@ -38,6 +44,11 @@ class Parts:
             problems["teacher"] = "down: only what students are trusted with is answered"
         if not self.student.breaker.closed:
             problems["student"] = "down: the teacher answers"
+        if self.keys.database and self.keys.version is None:
+            problems["keys"] = "their database could not be read yet: only api_keys_env is known"
+        if self.limits.away:
+            problems["limits"] = "the database is away: this gateway limits on its own"
+        problems["budgets"] = self.budgets.problem
         if not self.store.healthy:
             problems["store"] = "the database is away: rows wait on local disk"
         return {

@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from gateway import metrics
 from gateway.ending import Ending, may_stream
 from gateway.errors import GatewayError
+from gateway.keys import UNCLAIMED
+from gateway.metering import Meter, metered
 from gateway.parts import Parts
 from gateway.protocol import HOP_BY_HOP, Headers, Incoming, Sink, encode_headers
 from gateway.refusals import is_envelope, refused
+from gateway.unclaimed import Tail, enter
 from router.decision import Reason, Route
 
 #: the gateway and its server set their own
@@ -35,9 +38,11 @@ async def pass_through(
     parts: Parts, incoming: Incoming, sink: Sink, *, stream: bool = False
 ) -> None:
     """Raises GatewayError, or Broken."""
-    status = 499
+    incoming.caller.require(UNCLAIMED)
+    status, tail, asked = 499, Tail(), time.perf_counter()
+    meter = await metered(parts.budgets, parts.prices.unclaimed_usd, incoming)
     try:
-        await _relay(parts, incoming, sink)
+        await _relay(parts, incoming, sink, tail, meter)
         status = sink.status
     except GatewayError as error:
         status = error.status
@@ -46,18 +51,25 @@ async def pass_through(
         status = 502
         raise
     finally:
+        if meter is not None:
+            meter.settle(incoming, status)
         duration_s = time.perf_counter() - incoming.arrived
         labels = (Reason.UNCLAIMED.value, str(status), "true" if stream else "false")
         metrics.requests_total.labels(_TASK, _ROUTE, *labels).inc()
         metrics.request_seconds.labels(_TASK, _ROUTE).observe(duration_s)
+        asked_s = time.perf_counter() - asked
+        enter(parts, incoming, sink, tail, status=status, stream=stream, asked_s=asked_s)
 
 
-async def _relay(parts: Parts, incoming: Incoming, sink: Sink) -> None:
+async def _relay(
+    parts: Parts, incoming: Incoming, sink: Sink, tail: Tail, meter: Meter | None
+) -> None:
     path_query = incoming.path.removeprefix("/v1")
     if incoming.query:
         path_query += "?" + incoming.query
     headers = parts.teacher.headers(incoming.headers)
-    if may_stream(incoming.raw):
+    if meter is not None or may_stream(incoming.raw):
+        # or its usage, or its end, could not be read
         headers["accept-encoding"] = "identity"
     elif "accept-encoding" in incoming.headers:
         headers["accept-encoding"] = incoming.headers["accept-encoding"]
@@ -74,11 +86,18 @@ async def _relay(parts: Parts, incoming: Incoming, sink: Sink) -> None:
                 out = [(name, value) for name, value in shown if name != b"content-length"]
                 await sink.whole(response.status, raw, out)
                 return
+            tail.begin(response.headers)
             plain = "content-encoding" not in response.headers
             events = plain and response.content_type == "text/event-stream"
+            if events:
+                # it may become longer by an error
+                shown = [(name, value) for name, value in shown if name != b"content-length"]
             await sink.start(response.status, shown)
             async for part in response.content.iter_any():
+                if meter is not None:
+                    meter.feed(part, events=events)
                 await sink.write(part)
+                tail.see(part)
                 if events:
                     ending.watch(part)
             if events:

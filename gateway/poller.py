@@ -13,6 +13,7 @@ from gateway.bundles import BundleFiles
 from gateway.config import Config
 from gateway.errors import BundleError, RetortError
 from gateway.lane import Lane, Live
+from gateway.response_store import forget_old
 from gateway.store import Store
 from gateway.tables import Bundle, utcnow
 from gateway.upstream import Upstream
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 INTERVAL_S = 1.0
 #: how often adapters are looked for that nobody missed yet, and the queue is counted
 SLOW_S = 10.0
+#: how often old responses are deleted
+FORGET_S = 3600.0
 
 
 class Poller:
@@ -40,12 +43,23 @@ class Poller:
         self._upstreams = upstreams
         self._url = config.student.base_url.rstrip("/")
         self._slow_at = 0.0
+        self._forget_at = 0.0
         self._infos: dict[str, tuple[str, str]] = {}
 
     async def run(self) -> None:
         while True:
+            if time.monotonic() >= self._forget_at:
+                self._forget_at = time.monotonic() + FORGET_S
+                await self._forget()
             await asyncio.sleep(INTERVAL_S)
             await self.round()
+
+    async def _forget(self) -> None:
+        days = self._config.store.responses_days
+        try:
+            await asyncio.to_thread(forget_old, self._store, days)
+        except RetortError as error:
+            logger.warning("old responses not deleted", extra={"error": str(error)})
 
     async def round(self) -> None:
         slow = time.monotonic() >= self._slow_at

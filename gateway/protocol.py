@@ -6,7 +6,7 @@ here.
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ EVENTS = (
     (b"x-accel-buffering", b"no"),
 )
 DONE = b"data: [DONE]\n\n"
+_LIMITS = b"x-ratelimit-"
 #: about the connection, not about the message; never passed on
 HOP_BY_HOP = frozenset(
     {
@@ -48,7 +49,8 @@ HOP_BY_HOP = frozenset(
 @dataclass(slots=True, kw_only=True)
 class Incoming:
     """One HTTP request as it arrived. ``headers`` have lower-case names; ``waited_s`` adds up the
-    time spent on student and teacher."""
+    time spent on student and teacher, of which ``queued_s`` before the teacher was free to be
+    asked."""
 
     id: str
     method: str
@@ -59,6 +61,11 @@ class Incoming:
     raw: bytes = b""
     arrived: float = field(default_factory=time.perf_counter)
     waited_s: float = 0.0
+    queued_s: float | None = None
+    #: tokens the caller's limit was charged at admission; None: it has none
+    tokens_held: int | None = None
+    #: tokens it really took; None while, or where, they are unknown
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +83,7 @@ class Chat:
     forced: Route | None
     #: the text of this exchange may be kept
     keep: bool
+    caller: Caller
 
 
 class Gone(Exception):
@@ -107,7 +115,7 @@ def _too_large(limit: int) -> BodyTooLarge:
 
 
 def read_chat(incoming: Incoming) -> Chat:
-    """Parse a chat completion request. Raises InvalidRequest naming the parameter."""
+    """Parse a chat completion request. Raises InvalidRequest naming the parameter, Forbidden."""
     body = read_json(incoming.raw)
     model, messages = body.get("model"), body.get("messages")
     if not isinstance(model, str) or not model:
@@ -131,7 +139,8 @@ def read_chat(incoming: Incoming) -> Chat:
         stream=stream,
         usage=options.get("include_usage") is True,
         top_logprobs=top if wants else None,
-        forced=_forced(incoming.headers),
+        forced=_forced(incoming),
+        caller=incoming.caller,
         keep=body.get("store") is not False and "x-retort-no-store" not in incoming.headers,
     )
 
@@ -158,10 +167,11 @@ def _typed(body: Body, name: str, kind: type, what: str) -> Any:
     raise InvalidRequest(f"'{name}' must be {what}.", param=name)
 
 
-def _forced(headers: Mapping[str, str]) -> Route | None:
-    value = headers.get("x-retort-route")
+def _forced(incoming: Incoming) -> Route | None:
+    value = incoming.headers.get("x-retort-route")
     if value is None:
         return None
+    incoming.caller.require_route()
     try:
         return Route(value)
     except ValueError:
@@ -201,9 +211,22 @@ def _plain_text(message: Mapping[str, Any]) -> bool:
 class Sink:
     """The response as it is written: one start, then parts. ``ended`` is set just before the last
     byte leaves, so that a client that has everything is never taken for one that left. ``more``
-    are headers for whatever the answer turns out to be."""
+    are headers for whatever the answer turns out to be; ``copy`` gathers the body, where somebody
+    set it to a list; ``error_body`` and ``error_event`` say an error, before and after the start,
+    as the endpoint's API does."""
 
-    __slots__ = ("_id", "_send", "ended", "first_byte_at", "more", "started", "status")
+    __slots__ = (
+        "_id",
+        "_send",
+        "copy",
+        "ended",
+        "error_body",
+        "error_event",
+        "first_byte_at",
+        "more",
+        "started",
+        "status",
+    )
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
@@ -213,20 +236,34 @@ class Sink:
         self.ended = False
         self.first_byte_at: float | None = None
         self.more: Headers = []
+        self.copy: list[bytes] | None = None
+        self.error_body: Callable[[GatewayError], Body] = GatewayError.envelope
+        self.error_event: Callable[[GatewayError], bytes] = error_event
+
+    def wrap(self, around: Callable[[Send], Send]) -> None:
+        """From now on messages go through ``around`` before they leave."""
+        self._send = around(self._send)
 
     async def start(self, status: int, headers: Headers) -> None:
         self.started, self.status = True, status
+        if any(name.startswith(_LIMITS) for name, _ in self.more):
+            # the caller's own limits, and not also those the upstream set for the gateway
+            headers = [pair for pair in headers if not pair[0].startswith(_LIMITS)]
         headers += [(b"x-request-id", self._id), *self.more]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, data: bytes) -> None:
         if self.first_byte_at is None:
             self.first_byte_at = time.perf_counter()
+        if self.copy is not None:
+            self.copy.append(data)
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes = b"") -> None:
         if self.first_byte_at is None:
             self.first_byte_at = time.perf_counter()
+        if self.copy is not None:
+            self.copy.append(data)
         self.ended = True
         await self._send({"type": "http.response.body", "body": data})
 
@@ -239,9 +276,9 @@ class Sink:
         await self.whole(status, orjson.dumps(data), [JSON])
 
     async def fail(self, error: GatewayError) -> None:
-        """The error in OpenAI's envelope: as a response, or inside a stream that has begun."""
+        """The error in its envelope: as a response, or inside a stream that has begun."""
         if self.started:
-            await self.end(error_event(error))
+            await self.end(self.error_event(error))
             return
         headers: Headers = [JSON]
         if error.retry is not None:
@@ -250,7 +287,7 @@ class Sink:
         if error.status == 413:
             # the rest of the body is not going to be read
             headers.append((b"connection", b"close"))
-        await self.whole(error.status, orjson.dumps(error.envelope()), headers)
+        await self.whole(error.status, orjson.dumps(self.error_body(error)), headers)
 
 
 def error_event(error: GatewayError) -> bytes:

@@ -4,21 +4,27 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Table, case, func, update
+from sqlalchemy import Connection, Table, case, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import SQLModel
 
 from gateway.errors import StoreError
+from gateway.line import Row
 from gateway.tables import Exchange, ExchangeEvent
 
 Outcome = Literal["stored", "duplicate"]
 Values = dict[str, Any]
 
+#: what an audit knows of a row that feedback made
+_AUDITED = (
+    *("dedupe_key", "teacher_text", "teacher_model", "student_text", "score", "p_ood"),
+    *("sampled", "propensity", "bundle"),
+)
 _exchange: Table = Exchange.metadata.tables["exchange"]
 _event: Table = ExchangeEvent.metadata.tables["exchange_event"]
 
 
-def insert_rows(connection: Connection, rows: Sequence[SQLModel]) -> list[Outcome]:
+def insert_rows(connection: Connection, rows: Sequence[Row]) -> list[Outcome]:
     """Insert them all; a row that is there already is left alone. One outcome per row.
 
     An exchange that repeats a request we have (same ``dedupe_key``, another id) is a duplicate:
@@ -32,7 +38,7 @@ def insert_rows(connection: Connection, rows: Sequence[SQLModel]) -> list[Outcom
         raise StoreError(f"a number the database cannot hold ({error})") from error
 
 
-def _insert_all(connection: Connection, rows: Sequence[SQLModel]) -> list[Outcome]:
+def _insert_all(connection: Connection, rows: Sequence[Row]) -> list[Outcome]:
     outcomes: list[Outcome] = ["stored"] * len(rows)
     by_table: dict[str, list[Values]] = defaultdict(list)
     exchanges: list[tuple[int, Values]] = []
@@ -87,8 +93,24 @@ def _repeat(connection: Connection, values: Values) -> bool:
     )
     known = connection.execute(statement).scalar()
     if known is None:
-        raise StoreError(f"{values['id']}: another exchange has this id")
+        return _late(connection, values)
     return bool(known != values["id"])
+
+
+def _late(connection: Connection, values: Values) -> bool:
+    """An audit that comes home after feedback made the row (it then fills it in), or after the
+    row was erased (it then stays so)."""
+    row_id = values["id"]
+    mine = _exchange.c.id == row_id
+    key = connection.scalar(select(_exchange.c.dedupe_key).where(mine))
+    if key == f"erased:{row_id}":
+        return True
+    if key != f"feedback:{row_id}":
+        raise StoreError(f"{row_id}: another exchange has this id")
+    connection.execute(
+        update(_exchange).where(mine).values({name: values[name] for name in _AUDITED})
+    )
+    return False
 
 
 def _insert(connection: Connection, table: Table) -> Any:
@@ -97,15 +119,15 @@ def _insert(connection: Connection, table: Table) -> Any:
     return postgresql.insert(table).on_conflict_do_nothing()
 
 
-def _values(row: SQLModel) -> Values:
+def _values(row: Row) -> Values:
     table = SQLModel.metadata.tables[str(row.__tablename__)]
-    values = {column.name: _storable(getattr(row, column.name)) for column in table.columns}
+    values = {column.name: storable(getattr(row, column.name)) for column in table.columns}
     if values.get("id", "") is None:
         del values["id"]  # the database counts these
     return values
 
 
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
     """PostgreSQL's text holds no NUL, and no encoding holds half of a surrogate pair; a client
     can send both."""
     if type(value) is str and not value.isascii():

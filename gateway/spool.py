@@ -20,14 +20,16 @@ from sqlmodel import SQLModel
 
 from gateway.errors import StoreError
 from gateway.ids import new_id
-from gateway.tables import Exchange, ExchangeEvent, Request
+from gateway.line import Row
+from gateway.tables import Exchange, ExchangeEvent, Request, StoredCompletion, StoredResponse
 
 logger = logging.getLogger(__name__)
 
 #: a segment is closed at this size, so that draining shows progress on disk
 SEGMENT_BYTES = 16_000_000
 MODELS: dict[str, type[SQLModel]] = {
-    str(model.__tablename__): model for model in (Exchange, ExchangeEvent, Request)
+    str(model.__tablename__): model
+    for model in (Exchange, ExchangeEvent, Request, StoredCompletion, StoredResponse)
 }
 
 
@@ -47,7 +49,7 @@ class Spool:
         """Rows waiting, those other processes left or are writing included."""
         return sum(list(self._lines.values()))
 
-    def append(self, rows: Sequence[SQLModel]) -> None:
+    def append(self, rows: Sequence[Row]) -> None:
         """Write rows down; they are on the disk when this returns. Raises StoreError, and then
         none of them is."""
         lines = b"".join(_line(row) for row in rows)
@@ -71,7 +73,7 @@ class Spool:
             if file.tell() >= self._segment_bytes:
                 self._close_segment()
 
-    def refuse(self, row: SQLModel, reason: str) -> None:
+    def refuse(self, row: Row, reason: str) -> None:
         """Keep a row the database will never take where a person can find it."""
         _refuse(self.folder, _line(row), reason)
 
@@ -177,7 +179,7 @@ def _refuse(folder: Path, line: bytes, reason: str) -> None:
         os.fsync(file.fileno())
 
 
-def _line(row: SQLModel) -> bytes:
+def _line(row: Row) -> bytes:
     names = SQLModel.metadata.tables[str(row.__tablename__)].columns.keys()
     values = {name: _plain(getattr(row, name)) for name in names}
     return _json({"table": row.__tablename__, "row": values})

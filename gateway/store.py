@@ -8,10 +8,11 @@ from types import TracebackType
 from typing import Self
 
 from sqlalchemy import Engine
-from sqlmodel import Session, SQLModel
+from sqlmodel import Session
 
 from gateway.database import begin_writing, connect, refused_in_one_line, transaction
 from gateway.errors import StoreError
+from gateway.line import Row
 from gateway.migrations import migrate
 from gateway.rows import Outcome, insert_rows
 from gateway.spool import Spool
@@ -73,12 +74,12 @@ class Store:
             yield session
             session.commit()
 
-    def insert(self, rows: Sequence[SQLModel]) -> list[Outcome]:
+    def insert(self, rows: Sequence[Row]) -> list[Outcome]:
         """Insert rows now, all or none, exactly as `append` would. Raises StoreError."""
         with refused_in_one_line(self.engine), transaction(self.engine) as connection:
             return insert_rows(connection, rows)
 
-    async def append(self, rows: Sequence[SQLModel]) -> Kept:
+    async def append(self, rows: Sequence[Row]) -> Kept:
         """Returns when the rows are durable: ``stored``; ``duplicate`` where every exchange among
         them repeats a known request; ``spooled`` while the database is away.
 
@@ -91,7 +92,7 @@ class Store:
         self._writer.append(Job(rows, loop, done))
         return await done
 
-    def enqueue(self, row: SQLModel) -> None:
+    def enqueue(self, row: Row) -> None:
         """Write a row soon. Never waits; rows beyond what may wait are dropped and counted."""
         self._writer.enqueue(row)
 

@@ -65,6 +65,7 @@ class TeacherStream:
 
     def __init__(self, response: aiohttp.ClientResponse, *, choices: int, hide_usage: bool) -> None:
         self.headers = passed_on(response)
+        self.id: str | None = None
         self.model: str | None = None
         self.usage: Usage | None = None
         self.finish_reason: str | None = None
@@ -129,13 +130,15 @@ class TeacherStream:
         choices = chunk.get("choices") or []
         for choice in choices:
             self._read(choice)
+        if self.id is None:
+            self.id = chunk.get("id")
         if chunk.get("model"):
             self.model = chunk["model"]
         if "usage" not in chunk:
             return raw
         usage = chunk.pop("usage")
         if usage is not None:
-            self.usage = read_usage(usage)
+            self.usage = read_usage(usage, chunk.get("service_tier"))
         if not self._hide_usage:
             return raw
         return event(chunk) if choices else b""

@@ -3,15 +3,18 @@
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from gateway import exchanges
+from gateway.cache import Entry
 from gateway.config import Config
 from gateway.draft import Draft
 from gateway.lane import Lane, Live, sampled
-from gateway.pricing import Usage, add, cost_usd
+from gateway.line import Line, endpoint_of, milliseconds, name_of, retries_of
+from gateway.pricing import Usage, add
 from gateway.prompt import user_text
 from gateway.protocol import Chat, Incoming
-from gateway.tables import Exchange, Request, utcnow
+from gateway.tables import Exchange, utcnow
 from router.decision import Decision, Route
 from router.output import disagreement
 
@@ -32,6 +35,17 @@ class Trip:
     teacher_text: str | None = None
     teacher_model: str | None = None
     teacher_usage: Usage | None = None
+    #: the id of an answer that is no draft
+    answer_id: str | None = None
+    #: time waited for each; None: was not asked
+    student_s: float | None = None
+    teacher_s: float | None = None
+    #: the check of the task that the draft failed
+    check: str | None = None
+    #: the stored answer that the client got
+    cached: Entry | None = None
+    #: under which the answer is stored, where it may be
+    cache_key: bytes | None = None
     #: what the client got, where it is not the response's own status (499: it left)
     status: int = 0
 
@@ -53,20 +67,27 @@ class Trip:
         """0 where the student was not asked."""
         if self.draft is None:
             return 0.0
-        return cost_usd(self.config.student.price, self.draft.usage)
+        return self.lane.prices.student_usd(self.draft.usage)
 
     @property
     def teacher_usd(self) -> float | None:
         """What the teacher cost, or would have cost by estimate."""
-        price = self.config.teacher.price
-        if self.teacher_asked or self.draft is None:
-            return cost_usd(price, self.teacher_usage)
-        size = len(self.incoming.raw)
-        return cost_usd(price, self.lane.estimate.of(size, self.draft.answer.text))
+        if self.cached is not None:
+            return self.cached.teacher_usd
+        usage = self.teacher_usage
+        if not self.teacher_asked and self.draft is not None:
+            usage = self.lane.estimate.of(len(self.incoming.raw), self.draft.answer.text)
+        asked = self.config.teacher.model or self.chat.model
+        return self.lane.prices.teacher_usd(usage, self.teacher_model, asked)
+
+    @property
+    def paid_teacher_usd(self) -> float | None:
+        """0 where the teacher was not asked."""
+        return self.teacher_usd if self.teacher_asked else 0.0
 
     @property
     def cost_usd(self) -> float | None:
-        return add(self.student_usd, self.teacher_usd if self.teacher_asked else 0.0)
+        return add(self.student_usd, self.paid_teacher_usd)
 
     def loss(self) -> float | None:
         """Disagreement of the draft with the teacher, where both are known."""
@@ -97,37 +118,96 @@ class Trip:
             sampled=self.sampled,
             propensity=self.propensity,
             bundle=None if self.live is None else self.live.bundle.id,
+            check=self.check,
             prompt_hash=self.lane.prompt_hash,
             caller=self.incoming.caller.id,
         )
 
-    def request(self, first_byte_at: float | None) -> Request:
+    def line(self, first_byte_at: float | None) -> Line:
         """The row for the ledger."""
-        decision, arrived = self.decision, self.incoming.arrived
-        usage = self.usage
-        return Request(
-            id=self.incoming.id,
-            at=utcnow(),
+        decision, incoming = self.decision, self.incoming
+        arrived, duration_s = incoming.arrived, time.perf_counter() - incoming.arrived
+        student_usd, paid_usd = self.student_usd, self.paid_teacher_usd
+        alone_usd = paid_usd
+        if not self.teacher_asked:
+            # what was answered by nobody is not compared
+            alone_usd = self.teacher_usd if self.status < 400 else None
+        line = Line(
+            id=incoming.id,
             task=self.lane.task.name,
             route=decision.route.value,
             reason=decision.reason.value,
             bundle=None if self.live is None else self.live.bundle.id,
+            model=self.model,
+            completion_id=self.completion_id,
+            endpoint=endpoint_of(incoming.path),
+            caller=incoming.caller.id,
+            retries=retries_of(incoming.headers),
             status=self.status,
             stream=self.chat.stream,
             score=decision.score,
             p_ood=decision.p_ood,
-            duration_ms=(time.perf_counter() - arrived) * 1000,
+            student_usd=student_usd,
+            teacher_usd=paid_usd,
+            cost_usd=add(student_usd, paid_usd),
+            teacher_cost_usd=alone_usd,
+            estimated=not self.teacher_asked,
+            duration_ms=duration_s * 1000,
             first_token_ms=None if first_byte_at is None else (first_byte_at - arrived) * 1000,
-            prompt_tokens=None if usage is None else usage.prompt,
-            completion_tokens=None if usage is None else usage.completion,
-            cost_usd=self.cost_usd,
-            teacher_cost_usd=self.teacher_usd,
-            caller=self.incoming.caller.id,
+            student_ms=milliseconds(self.student_s),
+            queue_ms=milliseconds(incoming.queued_s),
+            teacher_ms=milliseconds(self.teacher_s),
+            overhead_ms=max(0.0, duration_s - incoming.waited_s) * 1000,
         )
+        line.count(self.usage)
+        return line
+
+    def audit_line(self) -> Line:
+        """The row of the audit, whose answer replaced the teacher's in this trip."""
+        usd = self.lane.prices.teacher_usd(
+            self.teacher_usage, self.teacher_model, self.config.teacher.model or self.chat.model
+        )
+        line = Line(
+            id=f"{self.incoming.id}-audit",
+            kind="audit",
+            parent=self.incoming.id,
+            task=self.lane.task.name,
+            route=Route.TEACHER.value,
+            reason=self.decision.reason.value,
+            bundle=None if self.live is None else self.live.bundle.id,
+            model=name_of(self.teacher_model),
+            endpoint=endpoint_of(self.incoming.path),
+            caller=self.incoming.caller.id,
+            status=200,
+            student_usd=0.0,
+            teacher_usd=usd,
+            cost_usd=usd,
+            duration_ms=(self.teacher_s or 0.0) * 1000,
+            teacher_ms=milliseconds(self.teacher_s),
+        )
+        line.count(self.teacher_usage)
+        return line
+
+    @property
+    def model(self) -> str | None:
+        """Who answered: the model the teacher named, or the student's adapter."""
+        if self.decision.route is Route.TEACHER or self.live is None:
+            return name_of(self.teacher_model)
+        return self.live.bundle.adapter
+
+    @property
+    def completion_id(self) -> str | None:
+        """Of the answer the client received."""
+        made: Any = self.answer_id
+        if self.decision.route is Route.STUDENT and self.draft is not None:
+            made = (self.draft.body or self.draft.chunks[0]).get("id")
+        return made if isinstance(made, str) else None
 
     @property
     def usage(self) -> Usage | None:
         """Of the model that answered."""
+        if self.cached is not None:
+            return self.cached.usage
         if self.decision.route is Route.TEACHER or self.draft is None:
             return self.teacher_usage
         return self.draft.usage

@@ -113,6 +113,9 @@ class Upstream:
             sent["authorization"] = self._authorization
         elif self._pass_key and "authorization" in client:
             sent["authorization"] = client["authorization"]
+        if sent.pop("x-api-key", None) and "anthropic-version" in sent and "authorization" in sent:
+            # Anthropic's API looks for its key where its client put the gateway's
+            sent["x-api-key"] = sent.pop("authorization").removeprefix("Bearer ")
         return sent
 
     async def ask(self, data: bytes, headers: dict[str, str]) -> Reply:

@@ -17,10 +17,10 @@ from typing import Literal
 
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
-from sqlmodel import SQLModel
 
 from gateway.database import one_line, refused_in_one_line, transaction
 from gateway.errors import StoreError
+from gateway.line import Row
 from gateway.rows import Outcome, insert_rows
 from gateway.spool import Spool
 
@@ -43,7 +43,7 @@ Kept = Literal["stored", "duplicate", "spooled"]
 class Job:
     """Rows that are kept together, and who waits for it."""
 
-    rows: Sequence[SQLModel]
+    rows: Sequence[Row]
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[Kept]
 
@@ -60,7 +60,7 @@ class Writer:
         self.dropped = 0
         self._commit_s = commit_s
         self._jobs: deque[Job] = deque()
-        self._ledger: deque[SQLModel] = deque()
+        self._ledger: deque[Row] = deque()
         self._wake = threading.Condition()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -93,7 +93,7 @@ class Writer:
             self._jobs.append(job)
             self._wake.notify()
 
-    def enqueue(self, row: SQLModel) -> None:
+    def enqueue(self, row: Row) -> None:
         if len(self._ledger) >= LEDGER_ROWS:
             self._drop(1, "too many wait for the database")
         else:
@@ -155,7 +155,7 @@ class Writer:
             results.append("duplicate" if repeats else "stored")
         return results
 
-    def _insert_twice(self, rows: list[SQLModel]) -> list[Outcome]:
+    def _insert_twice(self, rows: Sequence[Row]) -> list[Outcome]:
         """A connection of the pool may have died unnoticed: that alone is no outage. If the first
         try was committed after all, the second finds its own rows and changes nothing."""
         try:
@@ -235,7 +235,7 @@ class Writer:
                         return
                     self._insert_or_refuse(rows)
 
-    def _insert_or_refuse(self, rows: list[SQLModel]) -> None:
+    def _insert_or_refuse(self, rows: Sequence[Row]) -> None:
         """Insert rows nobody waits for; one the database does not take is put aside."""
         try:
             self._insert_twice(rows)

@@ -75,7 +75,13 @@ class Asker:
 
 
 def teachers(rows: Sequence[Example]) -> list[str]:
+    """What the student is measured by: a correction stands in the teacher's place."""
     return [row.answer for row in rows]
+
+
+def uncorrected(rows: Sequence[Example]) -> list[str | None]:
+    """What the teacher itself said; None where it was not asked."""
+    return [row.teacher if row.corrected else row.answer for row in rows]
 
 
 def sampled(

@@ -11,7 +11,7 @@ from gateway.errors import BundleError
 from gateway.lane import output_spec
 from gateway.prompt import prompt_hash
 from gateway.store import Store
-from retrain.assess import Asker, Routing, fit, routing, teachers
+from retrain.assess import Asker, Routing, fit, routing, teachers, uncorrected
 from retrain.evaluate import Report, Share, evaluate
 from retrain.lineage import record_evaluation
 from retrain.promote import read_registered
@@ -54,7 +54,8 @@ def evaluate_bundle(
         train, test = (read_examples(Path(rows), side) for side in ("train", "test"))
     answers = asker.answers(files.adapter, files.adapter_dir, test, "ask the student")
     spec = learn(output_spec(task.output), teachers(train))
-    report = evaluate(spec, answers, teachers(test), [row.gold for row in test])
+    gold = [row.gold for row in test]
+    report = evaluate(spec, answers, teachers(test), gold, uncorrected(test))
     record_evaluation(store, files.id, data.id, report)
     router = artifact.load(files.router_dir)
     return Findings(

@@ -124,8 +124,23 @@ def _parser() -> argparse.ArgumentParser:
     nightly.add_argument(
         "--fresh", action="store_true", help="do not resume a night that did not finish"
     )
+    from retrain.savings import add_options as add_savings_options
+    from retrain.savings import savings
+
+    add_savings_options(
+        add(
+            "savings",
+            savings,
+            "say what was paid and what the teacher alone would have cost",
+            task=True,
+        )
+    )
     add("bundles", _bundles, "list the bundles and their states", task=True)
     _add_queue(commands)
+    from retrain.keys_commands import add_keys
+
+    add_keys(commands, _add_config)
+    _add_feedback(commands)
     doctor = add("doctor", _doctor, "say what is missing to run, and how to get it", config=False)
     doctor.add_argument("--config", type=Path, help="configuration to check as well")
     add("check", _check, "print the configuration as it is understood")
@@ -173,6 +188,20 @@ def _add_queue(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     load.add_argument("file", type=Path, help="JSON lines, .gz accepted")
     erase = add("erase", _queue_erase, "remove the text of rows for good", task=False)
     erase.add_argument("id", nargs="+", help="request ids")
+
+
+def _add_feedback(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    feedback = commands.add_parser(
+        "feedback",
+        help="read what clients said of answers",
+        description="Feedback of clients, kept by POST /v1/feedback.",
+    )
+    actions = feedback.add_subparsers(title="actions", metavar="ACTION", required=True)
+    rows = actions.add_parser("list", help="list the newest", description="List the newest.")
+    rows.set_defaults(command=_feedback_list, name="feedback list")
+    _add_config(rows)
+    rows.add_argument("--task", help="name of the task; may be left out if there is one")
+    rows.add_argument("--limit", type=int, default=20, help="how many (default: 20)")
 
 
 def _config(args: argparse.Namespace) -> "Config":
@@ -376,13 +405,28 @@ def _queue_list(args: argparse.Namespace) -> int:
 def _queue_show(args: argparse.Namespace) -> int:
     import json
 
-    from gateway import exchanges
+    from gateway import exchanges, feedback
 
     with _store(_config(args)) as store:
         row, events = exchanges.show(store, args.id)
+        said = feedback.of_exchange(store, args.id)
     data = row.model_dump(mode="json")
+    data["feedback"] = [one.model_dump(mode="json", exclude={"exchange_id"}) for one in said]
     data["events"] = [event.model_dump(mode="json", exclude={"exchange_id"}) for event in events]
     print(json.dumps(data, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _feedback_list(args: argparse.Namespace) -> int:
+    from gateway import feedback
+
+    config = _config(args)
+    with _store(config) as store:
+        for one in feedback.newest(store, config.task(args.task).name, args.limit):
+            said = [one.rating, None if one.score is None else f"{one.score:g}"]
+            said += [one.correction and f"correction: {one.correction}", one.comment]
+            line = " | ".join(" ".join(part.split()) for part in said if part)
+            print(f"{one.id}  {one.at:%Y-%m-%d %H:%M:%S}  {line:.120}")
     return 0
 
 
@@ -417,6 +461,8 @@ def _queue_erase(args: argparse.Namespace) -> int:
         erased = exchanges.erase(store, args.id, "retort queue erase")
     forget(config.state, args.id)
     print(f"{erased.rows} rows erased")
+    if erased.completions:
+        print(f"{erased.completions} stored completions erased")
     if erased.datasets:
         print(f"datasets that hold them, not to be trained on again: {', '.join(erased.datasets)}")
     return 0

@@ -68,6 +68,11 @@ def curate(
     )
 
 
+def right_answer(row: Exchange) -> str | None:
+    """What the student shall learn to say: the correction, else what the teacher said."""
+    return row.teacher_text if row.correction is None else row.correction
+
+
 def conversation(row: Exchange) -> str:
     """All that was said before the answer, without system prompts: the earlier turns, and of the
     last user message what the student sees."""
@@ -77,7 +82,7 @@ def conversation(row: Exchange) -> str:
 
 def _useless(row: Exchange) -> Reason | None:
     """Why the row can neither be asked nor compared."""
-    if not (row.teacher_text or "").strip():
+    if not (right_answer(row) or "").strip():
         return "no_answer"
     messages = row.body.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -89,7 +94,7 @@ def _useless(row: Exchange) -> Reason | None:
 
 def _unworthy(row: Exchange, spec: OutputSpec) -> Reason | None:
     """Why a student should not imitate the teacher's answer."""
-    text = (row.teacher_text or "").strip()
+    text = (right_answer(row) or "").strip()
     if len(text) > CHARS_PER_TOKEN * spec.max_tokens:
         return "too_long"
     if spec.kind == "json" and text.startswith("{") and _unfinished(text):
@@ -129,14 +134,16 @@ def _repeats(
         votes[_template(prompt)].append(answer)
         seen.add((_plain(prompt), answer.strip()))
     for row in rows:
-        votes[_template(conversation(row))].append(row.teacher_text or "")
+        votes[_template(conversation(row))].append(right_answer(row) or "")
     winners: dict[str, str] = {}
     if spec.kind != "text":
         winners = {template: _winner(spec, ballot) for template, ballot in votes.items()}
     rejected: dict[str, Reason] = {}
     for row in rows:
-        said, answer = conversation(row), row.teacher_text or ""
+        said, answer = conversation(row), right_answer(row) or ""
         winner = winners.get(_template(said), answer)
+        if row.correction is not None:
+            winner = answer  # a person looked at this one: no vote overrules them
         if spec.kind != "text" and disagreement(spec, answer, winner) > 0.0:
             rejected[row.id] = "near_duplicate_conflict"
         elif (_plain(said), answer.strip()) in seen:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gateway.config import Config
+from gateway.config import Config, Task
 from gateway.errors import RetortError
 
 TRAINING_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "gguf", "uv")
@@ -44,7 +44,7 @@ def examine(config: Config | None, state: Path) -> Iterator[Finding]:
     if not config.tasks:
         yield Finding("wanting", "tasks", "none configured: all traffic passes to the teacher")
     for task in config.tasks:
-        yield Finding("ok", f"task {task.name}", f"mode {task.mode}")
+        yield _task(task)
 
 
 def _python() -> Finding:
@@ -117,6 +117,19 @@ def _teacher(config: Config) -> Finding:
 
 def _student(config: Config) -> Finding:
     return _endpoint("student server (vLLM)", "wanting", config.student.base_url, {})
+
+
+def _task(task: Task) -> Finding:
+    from gateway.checks import Checks
+
+    try:
+        Checks(task.checks)
+    except RetortError as error:
+        return Finding("missing", f"task {task.name}", str(error))
+    checks = ", ".join(check.label for check in task.checks)
+    return Finding(
+        "ok", f"task {task.name}", f"mode {task.mode}" + (f", checks: {checks}" if checks else "")
+    )
 
 
 def _endpoint(

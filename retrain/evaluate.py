@@ -74,8 +74,10 @@ def evaluate(
     answers: Sequence[Answer | None],
     teachers: Sequence[str],
     gold: Sequence[str | None] = (),
+    uncorrected: Sequence[str | None] | None = None,
 ) -> Report:
     """Compare the answers with the teacher's, and both with ``gold`` where a row has it.
+    ``uncorrected``: what the teacher itself said, where ``teachers`` has corrections in it.
 
     A gold answer is written like the teacher's; a JSON object with only some of the fields is
     compared on those. Raises ValueError on lists of unequal length.
@@ -84,6 +86,7 @@ def evaluate(
     texts = ["" if answer is None else answer.text for answer in answers]
     valid = [answer is not None and check(spec, answer) is None for answer in answers]
     known = [(i, text) for i, text in enumerate(gold or [None] * len(texts)) if text is not None]
+    own = teachers if uncorrected is None else uncorrected
     if gold and len(gold) != len(texts):
         raise ValueError(f"{len(gold)} gold answers for {len(texts)} rows")
     return Report(
@@ -95,7 +98,9 @@ def evaluate(
         per_field=_per_field(spec, texts, teachers),
         confusions=_confusions(spec, texts, teachers),
         student_gold=_accuracy(spec, [(texts[i], text) for i, text in known]),
-        teacher_gold=_accuracy(spec, [(teachers[i], text) for i, text in known]),
+        teacher_gold=_accuracy(
+            spec, [(said, text) for i, text in known if (said := own[i]) is not None]
+        ),
     )
 
 

@@ -12,7 +12,7 @@ from sqlmodel import col, func, select
 from gateway import exchanges
 from gateway.store import Store
 from gateway.tables import Bundle, DatasetRow, Exchange, State
-from retrain.curate import conversation, curate
+from retrain.curate import conversation, curate, right_answer
 from retrain.splits import split_of
 from router.output import OutputSpec
 
@@ -33,7 +33,7 @@ class Harvest:
 
 
 def harvest(store: Store, task: str, spec: OutputSpec, *, owner: str, lease_s: float) -> Harvest:
-    """Take all captured exchanges of the task that have a teacher's answer."""
+    """Take all captured exchanges of the task that have a teacher's answer, or a correction."""
     _take_back(store, task, owner)
     rows = _lease(store, task, owner, lease_s)
     curated = curate(rows, spec, _known(store, task))
@@ -59,8 +59,8 @@ def _lease(store: Store, task: str, owner: str, lease_s: float) -> list[Exchange
     unanswered: list[str] = []
     while True:
         batch = exchanges.claim(store, task, [State.CAPTURED], BATCH, owner, lease_s)
-        rows += [row for row in batch if row.teacher_text is not None]
-        unanswered += [row.id for row in batch if row.teacher_text is None]
+        rows += [row for row in batch if right_answer(row) is not None]
+        unanswered += [row.id for row in batch if right_answer(row) is None]
         if len(batch) < BATCH:
             break
     exchanges.release(store, unanswered, owner)  # they may still get their answer
@@ -88,7 +88,7 @@ def _known(store: Store, task: str) -> list[tuple[str, str]]:
             select(Exchange).where(Exchange.task == task, col(Exchange.state).in_(states))
         )
         return [
-            (conversation(row), row.teacher_text or "")
+            (conversation(row), right_answer(row) or "")
             for row in rows
             if split_of(row.group_key) == "train"
         ]

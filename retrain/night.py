@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gateway import bundles
+from gateway import bundles, exchanges
 from gateway.config import Config, Task, Training
 from gateway.errors import BundleError
 from gateway.lane import output_spec
 from gateway.prompt import prompt_hash
 from gateway.store import Store
-from retrain.assess import Asker, Routing, contender, fit, routing, teachers
+from retrain.assess import Asker, Routing, contender, fit, routing, teachers, uncorrected
 from retrain.errors import NightError
 from retrain.evaluate import Report, evaluate
 from retrain.gate import Verdict, decide, decide_first
@@ -27,7 +27,7 @@ from retrain.report import NightReport, write_report
 from retrain.runs import NightRun
 from retrain.splits import Split
 from retrain.train import Row, TrainReport
-from retrain.versions import Example, Version, freeze, read_examples
+from retrain.versions import Example, Version, forget, freeze, read_examples
 from router import artifact
 from router.decision import Answer
 from router.output import OutputSpec, label_of, learn
@@ -115,6 +115,8 @@ class Night:
         return Asker(config=self.config, task=self.task, folder=folder, progress=self.progress)
 
     def harvest(self) -> Harvest:
+        # what clients deleted since, for the gateway cannot reach these copies
+        forget(self.config.state, exchanges.erased(self.store, self.task.name))
         return harvest(
             self.store,
             self.task.name,
@@ -180,11 +182,11 @@ class Night:
 
     def evaluate(self, adapter: str, opponent: Opponent) -> Evaluated:
         test, spec = self._examples("test"), self._spec()
-        gold = [row.gold for row in test]
+        judged_by = teachers(test), [row.gold for row in test], uncorrected(test)
         champion = self._champion_answers(opponent, test)
         return Evaluated(
-            challenger=evaluate(spec, self._answers(adapter, test), teachers(test), gold),
-            champion=None if champion is None else evaluate(spec, champion, teachers(test), gold),
+            challenger=evaluate(spec, self._answers(adapter, test), *judged_by),
+            champion=None if champion is None else evaluate(spec, champion, *judged_by),
         )
 
     def recalibrate(self, adapter: str, opponent: Opponent) -> Recalibrated:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import or_
 from sqlmodel import col, select
 
 from gateway import exchanges
@@ -20,7 +21,7 @@ from gateway.config import Task
 from gateway.prompt import prompt_hash, student_messages
 from gateway.store import Store
 from gateway.tables import Dataset, DatasetRow, Exchange, State, utcnow
-from retrain.curate import conversation
+from retrain.curate import conversation, right_answer
 from retrain.errors import NightError
 from retrain.evaluate import gold_of
 from retrain.splits import SALT, SPLITS, Prompted, Split, guard, split_of
@@ -37,8 +38,9 @@ LARGEST_GROUP = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One row of a version. ``messages`` is what the student sees, ``answer`` what the teacher
-    said; ``sampled`` rows of the held-out sides are traffic as it is."""
+    """One row of a version. ``messages`` is what the student sees, ``answer`` what it shall say:
+    what the teacher said, or the correction of that; ``teacher`` is then what the teacher said,
+    if it was asked at all. ``sampled`` rows of the held-out sides are traffic as it is."""
 
     id: str
     prompt: str
@@ -46,6 +48,8 @@ class Example:
     answer: str
     sampled: bool
     gold: str | None = None
+    corrected: bool = False
+    teacher: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +79,12 @@ def freeze(
     other sides, to the newest. Raises LeakageError, and NightError where there is nothing to
     train on or one group swallows the traffic.
     """
+    # a correction may have been withdrawn since the harvest
+    answered = or_(col(Exchange.teacher_text).is_not(None), col(Exchange.correction).is_not(None))
     with store.session() as session:
         rows = session.exec(
             select(Exchange)
-            .where(Exchange.task == task.name, col(Exchange.state).in_(USABLE))
+            .where(Exchange.task == task.name, col(Exchange.state).in_(USABLE), answered)
             .order_by(col(Exchange.at), col(Exchange.id))
         ).all()
     _check_groups(rows)
@@ -128,6 +134,8 @@ def forget(state: Path, ids: Collection[str]) -> int:
     them. Returns how many lines went. Bundles trained on them stay until the next night replaces
     them: `gateway.exchanges.erase` names the datasets."""
     gone = 0
+    if not ids:
+        return gone
     for path in (*state.glob("runs/*/rows/*.jsonl"), *state.glob("answers/*.jsonl")):
         lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
         kept = [line for line in lines if _id_of(line) not in {None, *ids}]
@@ -174,7 +182,7 @@ def _manifest(task: Task, sides: dict[Split, list[Exchange]]) -> dict[str, Any]:
     digest = hashlib.sha256()
     for split, rows in sides.items():
         for row in sorted(rows, key=lambda r: r.id):
-            line = json.dumps([split, row.id, row.prompt, row.teacher_text, row.sampled])
+            line = json.dumps([split, row.id, row.prompt, right_answer(row), row.sampled])
             digest.update(line.encode() + b"\n")
     return {
         "format": 1,
@@ -191,9 +199,11 @@ def _example(task: Task, row: Exchange) -> Example:
         id=row.id,
         prompt=row.prompt,
         messages=student_messages(task.prompt, row.body["messages"]),
-        answer=row.teacher_text or "",
+        answer=right_answer(row) or "",
         sampled=row.sampled,
-        gold=gold_of(row.body),
+        gold=gold_of(row.body) if row.correction is None else row.correction,
+        corrected=row.correction is not None,
+        teacher=None if row.correction is None else row.teacher_text,
     )
 
 

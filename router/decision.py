@@ -38,6 +38,10 @@ class Reason(StrEnum):
     UNSURE = "unsure"
     #: teacher, after generation: the draft breaks the task's output rules
     INVALID = "invalid"
+    #: teacher, after generation: the draft fails a check of the task (docs/checks.md)
+    UNSAFE = "unsafe"
+    #: student or teacher: the stored answer of an identical request (docs/cache.md)
+    CACHED = "cached"
     #: teacher: the student is down, slow, overloaded or answered nonsense
     STUDENT_ERROR = "student_error"
 
@@ -56,7 +60,7 @@ ROUTED = frozenset(
     }
 )
 #: Reasons decided after the student was asked; a fallback with one of them is *escalated*.
-ESCALATED = frozenset({Reason.UNSURE, Reason.INVALID, Reason.STUDENT_ERROR})
+ESCALATED = frozenset({Reason.UNSURE, Reason.INVALID, Reason.UNSAFE, Reason.STUDENT_ERROR})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

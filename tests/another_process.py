@@ -1,10 +1,11 @@
-"""Start `store_process.py`, once or several times at once."""
+"""Start `store_process.py`, or another script like it, once or several times at once."""
 
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import store_process
 
@@ -22,10 +23,13 @@ def process(verb: str, store: Store, *rest: object) -> Iterator[Child]:
 
 @contextmanager
 def processes(
-    verb: str, where: tuple[str, Path], arguments: Sequence[Sequence[object]]
+    verb: str,
+    where: tuple[str, Path],
+    arguments: Sequence[Sequence[object]],
+    module: ModuleType = store_process,
 ) -> Iterator[list[Child]]:
     """A child for each of ``arguments``; they begin together. ``where``: URL and spool."""
-    script = Path(store_process.__file__)
+    script = Path(str(module.__file__))
     with ExitStack() as running:
         children = []
         for rest in arguments:

@@ -105,6 +105,8 @@ class FakeOpenAI:
         self.api_key = api_key
         self.port = port
         self.adapters: dict[str, str] = {}
+        #: more keys of every listed model
+        self.model_fields: Body = {}
         self.requests: list[Recorded] = []
         #: requests whose client went away before the answer was complete
         self.disconnects = 0
@@ -120,6 +122,7 @@ class FakeOpenAI:
         self.strict_models = self._strict_at_first
         self.api_key = None
         self.adapters.clear()
+        self.model_fields = {}
         self.requests.clear()
         self.disconnects = self.max_in_flight = 0
         if self._server is None:
@@ -277,6 +280,7 @@ class FakeOpenAI:
     def _listed(self) -> list[Body]:
         listed: list[Body] = [
             {"id": name, "object": "model", "created": 1_700_000_000, "owned_by": "fake"}
+            | self.model_fields
             for name in (*self.models, *self.adapters)
         ]
         if self.vllm:

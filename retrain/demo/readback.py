@@ -1,6 +1,5 @@
 """After a replay: what ledger and queue hold of it, and proof that no fallback is missing."""
 
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -47,10 +46,6 @@ def read_back(
             f"{len(lost)} of {len(answered)} answers of the teacher have no row in the queue, for "
             f"example {lost[0].request_id}"
         )
-    known_usd = [
-        row.teacher_cost_usd for row in ledger.values() if row.teacher_cost_usd is not None
-    ]
-    typical_usd = statistics.fmean(known_usd) if known_usd else None
     played = []
     for outcome in outcomes:
         kept, request = queue.get(outcome.request_id), ledger.get(outcome.request_id)
@@ -62,7 +57,6 @@ def read_back(
         loss = None
         if draft is not None and teacher is not None:
             loss = disagreement(spec, draft, teacher)
-        audited = kept is not None and kept.route == Route.STUDENT
         played.append(
             Played(
                 outcome=outcome,
@@ -70,18 +64,21 @@ def read_back(
                 loss=loss,
                 score=None if request is None else request.score,
                 p_ood=None if request is None else request.p_ood,
-                cost_usd=None if request is None else _cost(request, audited, typical_usd),
+                cost_usd=None
+                if request is None
+                else _cost(request, ledger.get(_audit(request.id))),
             )
         )
     return played
 
 
-def _cost(request: Request, audited: bool, typical_usd: float | None) -> float | None:
-    """Audits run off the request's path, so the ledger has their cost as its estimate of what the
-    teacher would have cost; before its first answer it has none, and the round's mean stands in."""
-    if not audited:
-        return request.cost_usd
-    return add(request.cost_usd, request.teacher_cost_usd or typical_usd)
+def _cost(request: Request, audit: Request | None) -> float | None:
+    """With its audit, which has a row of its own in the ledger."""
+    return add(request.cost_usd, 0.0 if audit is None else audit.cost_usd)
+
+
+def _audit(request_id: str) -> str:
+    return f"{request_id}-audit"
 
 
 def _settled(
@@ -94,10 +91,11 @@ def _settled(
         for outcome in answered
         if outcome.route == Route.STUDENT and sampled(outcome.request_id, audit_rate)
     }
+    lines = [*ids, *(_audit(request_id) for request_id in audits)]
     deadline = time.monotonic() + SETTLE_S
     while True:
-        ledger, queue = _rows(store, Request, ids), _rows(store, Exchange, ids)
-        complete = len(ledger) == len(ids) and audits <= queue.keys()
+        ledger, queue = _rows(store, Request, lines), _rows(store, Exchange, ids)
+        complete = len(ledger) == len(lines) and audits <= queue.keys()
         if complete or time.monotonic() > deadline:
             return ledger, queue
         time.sleep(0.3)

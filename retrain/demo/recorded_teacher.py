@@ -19,7 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.config import Price
+from gateway.config import Price, StudentPrice
 from gateway.errors import RetortError
 from gateway.prompt import SYSTEM_ROLES, content_text
 
@@ -27,7 +27,7 @@ FINGERPRINT = "retort-recording"
 MODEL = "recorded-teacher"
 #: What a frontier model costs, and a small model behind one's own vLLM: dollars per million.
 TEACHER_PRICE = Price(input_usd=2.50, output_usd=10.00)
-STUDENT_PRICE = Price(input_usd=0.10, output_usd=0.30)
+STUDENT_PRICE = StudentPrice(input_usd=0.10, output_usd=0.30)
 
 #: Latency of a hosted model for a short answer: lognormal, and the share until the first token.
 MEDIAN_S, SIGMA, FIRST_SHARE = 0.7, 0.35, 0.6

@@ -40,7 +40,13 @@ def busy_gateway(folder: Path) -> Iterator[str]:
         FakeOpenAI(_teacher, models=("gpt-large",)) as teacher,
         FakeOpenAI(_student, models=("student-base",), strict_models=True, vllm=True) as student,
     ):
-        config = configuration(folder / "state", (teacher, student), {"audit_rate": 0.5})
+        task = {
+            "audit_rate": 0.5,
+            "checks": [{"kind": "blocked", "patterns": ["!$"]}],
+            "cache": {"enabled": True},
+            "budget": {"daily_usd": 1000.0, "monthly_usd": 9000.0},
+        }
+        config = configuration(folder / "state", (teacher, student), task)
         _fill(config, folder)
         with _process(config, folder) as address, _traffic(f"http://{address}"):
             yield address
@@ -68,6 +74,8 @@ def _student(body: dict[str, Any]) -> Reply:
         return Reply(text=_label(text), logprob=UNSURE)
     if text.endswith("4"):
         return Reply(text="something else", logprob=SURE)
+    if text.endswith("5"):
+        return Reply(text="refund!", logprob=SURE)
     return Reply(text=_label(text), logprob=SURE)
 
 
@@ -156,7 +164,8 @@ class Ask:
             {"role": "system", "content": self.system},
             {"role": "user", "content": self.text},
         ]
-        return {"model": "gpt-large", "messages": messages, "stream": self.stream}
+        asked = {"model": "gpt-large", "messages": messages, "stream": self.stream}
+        return asked | ({"store": True} if self.stream else {})
 
 
 @contextmanager
@@ -170,20 +179,25 @@ def _traffic(url: str) -> Iterator[None]:
     asks[15] = Ask(text="fail", system="You write poems.")
     stop = threading.Event()
 
-    def post(body: bytes) -> None:
+    def post(body: bytes, path: str = "chat/completions") -> str:
+        """Returns the request id."""
         headers = {"content-type": "application/json", "authorization": "Bearer key"}
-        request = urllib.request.Request(f"{url}/v1/chat/completions", body, headers)
+        request = urllib.request.Request(f"{url}/v1/{path}", body, headers)
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 answer.read()
+                return str(answer.headers["x-request-id"])
         except urllib.error.HTTPError as error:
             # some are meant to fail
             error.close()
+            return ""
 
     def work() -> None:
         number = 0
         while not stop.wait(PAUSE_S):
-            post(json.dumps(asks[number % len(asks)].body()).encode())
+            answered = post(json.dumps(asks[number % len(asks)].body()).encode())
+            if number % 10 == 3:
+                post(json.dumps({"id": answered, "rating": "up"}).encode(), "feedback")
             if number % 40 == 7:
                 post(b"{broken")
             number += 1

@@ -26,6 +26,7 @@ UNITS = {
     "s",
     "dtdurations",
     "reqps",
+    "bytes",
     "wps",
     "bool_yes_no",
 }

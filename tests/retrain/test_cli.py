@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway import exchanges
+from gateway.config import load
+from gateway.store import Store
+from gateway.tables import Feedback, utcnow
 from retrain.cli import main
 
 COMMANDS = [
@@ -17,8 +21,11 @@ COMMANDS = [
     "promote",
     "rollback",
     "nightly",
+    "savings",
     "bundles",
     "queue",
+    "keys",
+    "feedback",
     "doctor",
     "check",
 ]
@@ -117,6 +124,24 @@ def test_doctor_names_what_is_missing_and_fails(
     assert "ok       database: SQLite" in out
 
 
+def test_doctor_says_what_a_tasks_checks_lack(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checks = """\
+    checks:
+      - {kind: pii, name: leaks}
+      - {kind: moderation, api_key_env: RETORT_TEST_NO_SUCH_KEY}
+"""
+    config.write_text(config.read_text() + checks)
+    main(["doctor", "--config", str(config)])
+    wanted = "MISSING  task triage: tasks.checks: environment variable RETORT_TEST_NO_SUCH_KEY"
+    assert wanted in capsys.readouterr().out
+    config.write_text(config.read_text().replace("RETORT_TEST_NO_SUCH_KEY", "PATH"))
+    main(["doctor", "--config", str(config)])
+    assert "task triage: mode serve, checks: leaks, moderation" in capsys.readouterr().out
+    test_check_prints_what_check_reads_again(config, config.parent, capsys)
+
+
 def test_recorded_chats_go_in_and_come_out_again(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +175,34 @@ def test_recorded_chats_go_in_and_come_out_again(
     assert main(["queue", "erase", *there, request_id]) == 0
     assert main(["queue", "export", *there]) == 0
     assert "two" not in capsys.readouterr().out.replace("1 rows erased", "")
+
+
+def test_feedback_is_shown_with_its_row_and_in_a_list(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chats = tmp_path / "chats.jsonl"
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no"}]
+    chats.write_text(json.dumps({"messages": messages}))
+    there = ["--config", str(config)]
+    main(["queue", "import", *there, str(chats)])
+    with Store.open(load(config).database_url, tmp_path / "spool") as store:
+        (row,) = exchanges.find(store, "triage")
+        with store.transaction() as session:
+            row.correction = "yes"
+            session.add(row)
+            words = {"rating": "down", "correction": "yes", "comment": "it was\nso"}
+            at = utcnow()
+            session.add(Feedback(id="req-9", at=at, task="triage", exchange_id=row.id, **words))
+    capsys.readouterr()
+    assert main(["feedback", "list", *there]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("req-9  ") and line.endswith("  down | correction: yes | it was so")
+    assert main(["queue", "show", *there, row.id]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [(one["id"], one["comment"]) for one in shown["feedback"]] == [("req-9", "it was\nso")]
+    assert main(["queue", "export", *there]) == 0
+    exported = json.loads(capsys.readouterr().out)["messages"]
+    assert exported[-1]["content"] == "yes"
 
 
 def test_a_broken_line_of_recorded_chats_is_named_and_nothing_is_imported(

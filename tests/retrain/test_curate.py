@@ -138,3 +138,23 @@ def test_free_texts_are_never_in_conflict() -> None:
 def test_counts_are_by_reason() -> None:
     rows = [exchange("a", ""), exchange("b", None), exchange("c", "warranty")]
     assert curate(rows, LABELS).counts == {"no_answer": 2, "schema": 1}
+
+
+def test_a_correction_stands_in_the_teachers_place() -> None:
+    rows = [
+        exchange("where is it", "I'm sorry, I can't help with that.", correction="delivery"),
+        exchange("money back", None, correction="refund"),
+        exchange("fine before", "refund", correction="warranty"),
+    ]
+    curated = curate(rows, LABELS)
+    assert list(curated.kept) == rows[:2]
+    assert curated.counts == {"schema": 1}
+
+
+def test_no_vote_overrules_a_correction() -> None:
+    rows = [exchange(f"invoice {n} is wrong", "delivery") for n in range(3)]
+    rows.append(exchange("invoice 7 is wrong", "delivery", correction="refund"))
+    assert reasons(LABELS, *rows) == []
+    rows[-1].correction = None
+    rows[-1].teacher_text = "refund"
+    assert reasons(LABELS, *rows) == ["near_duplicate_conflict"]

@@ -114,3 +114,17 @@ def test_lists_of_unequal_length_are_refused() -> None:
         evaluate(LABEL, answers("refund"), ["refund"], ["refund", "refund"])
     with pytest.raises(ValueError):
         losses(LABEL, answers("refund"), [])
+
+
+def test_a_corrected_teacher_is_measured_by_what_it_really_said() -> None:
+    report = evaluate(
+        LABEL,
+        answers("refund", "refund", "refund"),
+        ["refund", "refund", "refund"],
+        ["refund", "refund", "refund"],
+        ["delivery", "refund", None],
+    )
+    assert report.agreement.share == 1.0
+    assert report.student_gold is not None and report.student_gold.share == 1.0
+    assert report.teacher_gold is not None
+    assert (report.teacher_gold.n, report.teacher_gold.share) == (2, 0.5)

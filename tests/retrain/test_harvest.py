@@ -94,3 +94,12 @@ def test_repeats_are_known_across_harvests(store: Store, tmp_path: Path) -> None
     store.insert(again)
     second = take(store, tmp_path, "night-2")
     assert second.rejected == {"duplicate": first.trainable}
+
+
+def test_a_corrected_row_needs_no_teacher(store: Store, tmp_path: Path) -> None:
+    ids = collect(store, 10, answer=lambda text: None)
+    with store.transaction() as session:
+        row = session.get(Exchange, ids[0])
+        assert row is not None
+        row.correction = "refund"
+    assert take(store, tmp_path).leased == 1

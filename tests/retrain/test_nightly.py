@@ -288,3 +288,19 @@ def test_unusable_rows_are_counted_by_reason(world: World) -> None:
     assert report.harvest.rejected["no_answer"] == 40
     assert exchanges.counts(world.store, "triage")[State.CAPTURED] == 40  # may still be answered
     assert "| rejected: no answer | 40 |" in (Path(report.folder) / "report.md").read_text()
+
+
+def test_what_was_erased_by_day_leaves_the_run_directories_by_night(world: World) -> None:
+    ids = collect(world.store, 240)
+    folder = Path(world.night().folder)
+
+    def copies(row_id: str) -> int:
+        paths = [*folder.glob("rows/*.jsonl"), *world.config.state.glob("answers/*.jsonl")]
+        return sum(path.read_text().count(row_id) for path in paths)
+
+    gone = next(row_id for row_id in ids if copies(row_id))
+    exchanges.erase(world.store, [gone], "as the gateway does")
+    assert copies(gone) > 0
+    world.night()  # with nothing new to train on
+    assert copies(gone) == 0
+    assert any(copies(row_id) for row_id in ids)

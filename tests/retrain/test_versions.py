@@ -13,6 +13,7 @@ from gateway.lane import output_spec
 from gateway.store import Store
 from gateway.tables import Dataset, DatasetRow, Exchange, State
 from retrain.answers import answers_to, read_answers
+from retrain.assess import teachers, uncorrected
 from retrain.errors import LeakageError, NightError
 from retrain.harvest import harvest
 from retrain.splits import SPLITS, split_of
@@ -186,3 +187,29 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         read_examples(tmp_path, "train")
     with pytest.raises(NightError, match=r"test.jsonl: cannot be read"):
         read_examples(tmp_path, "test")
+
+
+def test_corrections_are_what_is_learned_and_measured_by(
+    store: Store, task: Task, tmp_path: Path
+) -> None:
+    take(store, task, 120)
+    before = freeze(store, task, tmp_path / "one")
+    wrong = next(row for row in read_examples(tmp_path / "one", "test") if row.answer != "refund")
+    with store.transaction() as session:
+        row = session.get(Exchange, wrong.id)
+        assert row is not None
+        row.correction = "refund"
+    assert freeze(store, task, tmp_path / "two").id != before.id
+    test = read_examples(tmp_path / "two", "test")
+    (right,) = (row for row in test if row.id == wrong.id)
+    assert (right.answer, right.gold) == ("refund", "refund")
+    assert (right.corrected, right.teacher) == (True, wrong.answer)
+    said = uncorrected(test)
+    assert [a for a, b in zip(said, teachers(test), strict=True) if a != b] == [wrong.answer]
+    # withdrawn from a row that has no other answer: not trained on before it is judged again
+    with store.transaction() as session:
+        row = session.get(Exchange, wrong.id)
+        assert row is not None
+        row.correction = row.teacher_text = None
+    freeze(store, task, tmp_path / "three")
+    assert wrong.id not in {row.id for row in read_examples(tmp_path / "three", "test")}

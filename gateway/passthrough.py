@@ -43,7 +43,7 @@ async def pass_through(
     """Raises GatewayError, or Broken."""
     incoming.caller.require(UNCLAIMED)
     status, tail, asked = 499, Tail(), time.perf_counter()
-    meter = await metered(parts.budgets, parts.prices.unclaimed_usd, incoming)
+    meter = await metered(parts.budgets, parts.prices.budgeted_usd, incoming)
     try:
         await _relay(parts, incoming, sink, tail, meter, stream=stream)
         status = sink.status

@@ -95,6 +95,12 @@ class PriceBook:
             return cost_usd(teacher.price, usage)
         return self._by_name(usage, (model,))
 
+    def budgeted_usd(self, usage: Usage | None, model: str | None) -> float | None:
+        """What budgets are charged for a call that no task claims: where its own price is not
+        known, the teacher's, at which it was let in."""
+        known = self.unclaimed_usd(usage, model)
+        return self.teacher_usd(usage, model) if known is None else known
+
     def lists(self, base_url: str) -> bool:
         """Whether the list has prices of that server."""
         return self._provider(base_url) is not None

@@ -33,7 +33,7 @@ def test_a_stream_of_no_task_that_stops_too_early_ends_in_an_error(
 ) -> None:
     gateway = start(sections={"teacher": {"apis": ["responses", "messages"]}})
     begins, ends = STREAMS[path]
-    body = UNCLAIMED | {"stream": True}
+    body = UNCLAIMED | {"stream": True, "max_tokens": 16}
     for cut_at in (len(begins), len(begins) - 5):
         teacher.reply = Reply(pieces=[begins[:cut_at]])
         _, _, data = gateway.send("POST", path, body)
@@ -52,6 +52,17 @@ def test_the_official_client_is_told_that_a_stream_of_no_task_broke_off(
     teacher.reply = Reply(pieces=[CHUNK])
     with pytest.raises(openai.APIError, match="broke off"):
         list(start().client().chat.completions.create(**UNCLAIMED, stream=True))
+
+
+def test_an_error_event_follows_also_where_the_length_was_announced(
+    start: Start, teacher: FakeOpenAI
+) -> None:
+    begins = STREAMS["/v1/chat/completions"][0]
+    teacher.reply = Reply(raw=begins, content_type="text/event-stream")
+    body = UNCLAIMED | {"stream": True}
+    _, _, data = start().send("POST", "/v1/chat/completions", body)
+    assert data.startswith(begins)
+    assert b"upstream_broken" in data
 
 
 def test_an_error_event_of_the_upstream_is_end_enough(start: Start, teacher: FakeOpenAI) -> None:

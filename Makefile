@@ -18,7 +18,7 @@ test: $(VENV)/.dev lint types test-fast
 	$(MAKE) conformance-fast ARGS=
 
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 4 --dist loadgroup $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -25,6 +25,8 @@ from sqlmodel import select
 from gateway.store import Store
 from gateway.tables import Exchange
 
+pytestmark = pytest.mark.slow
+
 KILLS = 4
 CLIENTS = 6
 SERVE = "import sys; from retrain.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -57,7 +57,7 @@ def test_the_official_client_is_told_that_a_stream_of_no_task_broke_off(
 def test_an_error_event_follows_also_where_the_length_was_announced(
     start: Start, teacher: FakeOpenAI
 ) -> None:
-    begins = STREAMS["/v1/chat/completions"][0]
+    begins = CHUNK
     teacher.reply = Reply(raw=begins, content_type="text/event-stream")
     body = UNCLAIMED | {"stream": True}
     _, _, data = start().send("POST", "/v1/chat/completions", body)

@@ -20,6 +20,7 @@ RULES = DASHBOARDS / "rules.yaml"
 LIVE = VARIABLES | {"$__rate_interval": "8s", "$__range": "1m"}
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         program() is None,
         reason="needs Prometheus: apt-get install prometheus, or RETORT_PROMETHEUS=/path/to/it",

@@ -48,6 +48,7 @@ def test_released_rows_and_ended_leases_can_be_claimed_again(store: Store) -> No
     assert (row.id, row.attempts, row.lease_owner) == ("r0", 3, "she")
 
 
+@pytest.mark.slow
 def test_processes_that_claim_at_once_share_every_row_exactly_once(store: Store) -> None:
     names = set(fill(store, 400))
     with processes("claim", address(store), [(f"p{number}", 7) for number in range(3)]) as owners:

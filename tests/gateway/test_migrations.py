@@ -58,6 +58,7 @@ def test_a_second_time_changes_nothing(database_url: str) -> None:
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_on_an_empty_database_all_open_it(
     database_url: str, tmp_path: Path
 ) -> None:

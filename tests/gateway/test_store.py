@@ -257,6 +257,7 @@ async def test_an_append_outlives_who_waits_for_it(store: Store) -> None:
         await store.append([exchange("b")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_kill_9_loses_no_row_that_was_acknowledged(store: Store, seed: int) -> None:
     acknowledged: set[str] = set()
@@ -277,6 +278,7 @@ def test_kill_9_loses_no_row_that_was_acknowledged(store: Store, seed: int) -> N
         assert keys[f"key of r-{number - number % 2}"] == 1
 
 
+@pytest.mark.slow
 def test_kill_9_loses_nothing_from_the_spool_either(store: Store, server: Postgres | None) -> None:
     acknowledged = []
     with process("append", store, "r", 100_000) as child:
@@ -312,6 +314,7 @@ async def drained(store: Store) -> None:
     await store.stop()
 
 
+@pytest.mark.slow
 def test_processes_that_send_the_same_requests_make_one_row_of_each(store: Store) -> None:
     with processes("shared", address(store), [(name, 200) for name in "abc"]) as children:
         for child in children:

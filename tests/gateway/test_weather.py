@@ -7,6 +7,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 from fake_openai import FakeOpenAI, Reply
 from running_gateway import RunningGateway, read_response, wait_until
 from small_bundle import SURE, UNSURE
@@ -114,6 +115,7 @@ def judge(name: str, stream: bool, status: int, data: bytes) -> str:
     return "broken"
 
 
+@pytest.mark.slow
 def test_in_any_weather_answers_are_whole_or_errors_and_nothing_is_left_behind(
     serving: Start,
     teacher: FakeOpenAI,

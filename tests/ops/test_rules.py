@@ -79,6 +79,7 @@ def test_alert_is_tested_firing_and_not(rule: Rule) -> None:
     assert set(mine) == {True, False}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian: prometheus)")
 @pytest.mark.parametrize(
     "command",

@@ -1,11 +1,9 @@
 """A chat completion read back from the bytes a client received, whole or as a stream."""
 
-from collections.abc import Iterator
 from typing import Any
 
-import orjson
-
-from gateway.protocol import Body
+from gateway.protocol import Body, json_object
+from gateway.streaming import event_data
 
 #: these stand once in a stream, or again as they were; other texts come in pieces
 _ONCE = frozenset({"id", "type", "role", "name"})
@@ -13,7 +11,7 @@ _ONCE = frozenset({"id", "type", "role", "name"})
 
 def read_whole(data: bytes) -> Body | None:
     """None where it is no completion."""
-    answer = _object(data)
+    answer = json_object(data)
     return answer if answer is not None and _chosen(answer) else None
 
 
@@ -32,7 +30,7 @@ def _joined(data: bytes) -> Body | None:
     for text in event_data(data):
         if text == b"[DONE]":
             continue
-        chunk = _object(text)
+        chunk = json_object(text)
         if chunk is None or chunk.get("error"):
             return None
         made |= {name: value for name, value in chunk.items() if value is not None}
@@ -43,22 +41,6 @@ def _joined(data: bytes) -> Body | None:
     made["object"] = "chat.completion"
     made["choices"] = [_message(choices[index]) for index in sorted(choices)]
     return made
-
-
-def event_data(data: bytes) -> Iterator[bytes]:
-    """The data of each server-sent event, whatever its line ends."""
-    for block in data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n"):
-        lines = [line[5:].strip() for line in block.split(b"\n") if line.startswith(b"data:")]
-        if lines:
-            yield b"\n".join(lines)
-
-
-def _object(data: bytes) -> Body | None:
-    try:
-        found = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _chosen(body: Body) -> list[Body]:

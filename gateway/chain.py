@@ -15,6 +15,7 @@ from gateway import metrics
 from gateway.admission import Gate
 from gateway.errors import GatewayError, UpstreamError, UpstreamTimeout
 from gateway.hedge import Hedge
+from gateway.protocol import json_object
 from gateway.refusals import refused
 from gateway.retries import Bucket, another_may, pause_s, to_tell
 from gateway.upstream import Dropped, Opened, Reply, Upstream, sent_on
@@ -289,11 +290,8 @@ class Chain:
 
 def with_model(data: bytes, model: str) -> bytes:
     """The body with another model named; one that is no JSON object is left as it is."""
-    try:
-        body = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return data
-    return orjson.dumps({**body, "model": model}) if isinstance(body, dict) else data
+    body = json_object(data)
+    return data if body is None else orjson.dumps({**body, "model": model})
 
 
 async def _untouched(response: aiohttp.ClientResponse) -> None:

@@ -4,12 +4,10 @@ pass. Nobody else's answers are looked at."""
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from gateway.budgets import Budgets, Cost
 from gateway.estimate import guess, model_named
 from gateway.pricing import Usage, read_usage
-from gateway.protocol import Incoming
+from gateway.protocol import Incoming, json_object
 from gateway.purses import Hold
 
 #: an answer longer than this is not read for its usage
@@ -71,14 +69,14 @@ class Meter:
             return self._told
         if self._events:
             return Usage(prompt=self._guessed.prompt, completion=self._events)
-        return None if self._too_long else any_usage(_json(self._rest))
+        return None if self._too_long else any_usage(json_object(self._rest))
 
     def _read(self, line: bytearray) -> None:
         if not line.startswith(b"data:"):
             return
         self._events += 1
         if b'"usage"' in line:
-            self._told = any_usage(_json(line[5:])) or self._told
+            self._told = any_usage(json_object(line[5:])) or self._told
 
 
 def any_usage(body: Any) -> Usage | None:
@@ -89,10 +87,3 @@ def any_usage(body: Any) -> Usage | None:
     if body.get("usage") is None and isinstance(inner := body.get("response"), Mapping):
         body = inner
     return read_usage(body.get("usage"), body.get("service_tier"))
-
-
-def _json(data: bytearray) -> Any:
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return None

@@ -158,6 +158,15 @@ def read_json(raw: bytes) -> Body:
     return body
 
 
+def json_object(data: bytes | bytearray) -> Body | None:
+    """The JSON object these bytes are; None where they are something else."""
+    try:
+        found = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _typed(body: Body, name: str, kind: type, what: str) -> Any:
     value = body.get(name)
     if value is None or (isinstance(value, kind) and not (kind is int and value is True)):

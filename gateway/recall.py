@@ -2,7 +2,6 @@
 again. The reasons for each rule are in docs/cache.md."""
 
 import asyncio
-import re
 from typing import Any
 
 import orjson
@@ -12,11 +11,10 @@ from gateway.fallback import route_headers
 from gateway.parts import Parts
 from gateway.pricing import Usage
 from gateway.protocol import DONE, EVENTS, JSON, Body, Chat, Headers, Incoming, Sink, event
-from gateway.streaming import payload
+from gateway.streaming import event_data
 from gateway.trip import Trip
 from router.decision import Decision, Reason
 
-_BLANK = re.compile(rb"\r?\n\r?\n")
 #: with one of these an answer depends on more than the request, or is more than a text
 _BEYOND = (
     "tools",
@@ -162,10 +160,9 @@ def _read_stream(raw: bytes) -> _Read | None:
     head: Body | None = None
     usage, finish_reason, done = None, None, False
     try:
-        for part in _BLANK.split(raw):
-            data = payload(part)
-            if data is None or data == b"[DONE]":
-                done = done or data is not None
+        for data in event_data(raw):
+            if data == b"[DONE]":
+                done = True
                 continue
             chunk = orjson.loads(data)
             head = head or _head(chunk)

@@ -2,17 +2,16 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
 import aiohttp
-import orjson
 
 from gateway.errors import UpstreamError, UpstreamRefused
 from gateway.pricing import Usage, read_usage
-from gateway.protocol import DONE, event
+from gateway.protocol import DONE, event, json_object
 from gateway.refusals import envelope, passed_on
 
 #: an event larger than this has no end
@@ -71,6 +70,14 @@ def payload(raw: bytes) -> bytes | None:
     return b"\n".join(data) if data else None
 
 
+def event_data(data: bytes) -> Iterator[bytes]:
+    """The data of each server-sent event, whatever its line ends."""
+    for block in data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n"):
+        lines = [line[5:].strip() for line in block.split(b"\n") if line.startswith(b"data:")]
+        if lines:
+            yield b"\n".join(lines)
+
+
 def is_done(raw: bytes) -> bool:
     return b"[DONE]" in raw and payload(raw) == b"[DONE]"
 
@@ -78,11 +85,8 @@ def is_done(raw: bytes) -> bool:
 def parse_chunk(data: bytes, who: str) -> dict[str, Any]:
     """A chunk of a stream. Raises UpstreamError where it is none, UpstreamRefused where it tells
     of an error."""
-    try:
-        chunk = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        chunk = None
-    if not isinstance(chunk, dict):
+    chunk = json_object(data)
+    if chunk is None:
         raise UpstreamError(f"The {who}'s stream is not made of JSON objects.")
     if chunk.get("error"):
         raise UpstreamRefused(envelope(data, 502), status=502, headers={})

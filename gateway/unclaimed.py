@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
 from prometheus_client import Counter
 
 from gateway import metrics
@@ -19,7 +18,7 @@ from gateway.lane import Children
 from gateway.line import UNCLAIMED, Line, endpoint_of, milliseconds, name_of, retries_of
 from gateway.parts import Parts
 from gateway.pricing import Usage, read_usage
-from gateway.protocol import Incoming, Sink
+from gateway.protocol import Incoming, Sink, json_object
 from gateway.streaming import payload
 from router.decision import Reason, Route
 
@@ -76,7 +75,9 @@ class Tail:
             data = _inflated(data, _ZLIB[self._coding])
         if self.kind == EVENTS:
             return _last_usage(data)
-        return _object(data) if self._whole and self.kind == "application/json" else {}
+        if not self._whole or self.kind != "application/json":
+            return {}
+        return json_object(data) or {}
 
 
 def _inflated(data: bytes, window: int) -> bytes:
@@ -89,19 +90,11 @@ def _inflated(data: bytes, window: int) -> bytes:
     return out if inflater.eof else b""
 
 
-def _object(data: bytes) -> dict[str, Any]:
-    try:
-        found = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _last_usage(data: bytes) -> dict[str, Any]:
     for raw in reversed(_EVENT_END.split(data)):
         if b'"usage"' not in raw:
             continue
-        found = _object(payload(raw) or b"")
+        found = json_object(payload(raw) or b"") or {}
         # the events of the Responses API carry the whole response
         answer = found.get("response", found)
         if isinstance(answer, dict) and isinstance(answer.get("usage"), dict):

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 import aiohttp
-import orjson
 from yarl import URL
 
 from gateway import metrics
@@ -26,7 +25,7 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from gateway.protocol import HOP_BY_HOP
+from gateway.protocol import HOP_BY_HOP, json_object
 from gateway.refusals import envelope, passed_on, refused
 
 T = TypeVar("T")
@@ -328,11 +327,8 @@ class Upstream:
             metrics.upstream_total.labels(self.name, code).inc()
 
     def _object(self, raw: bytes) -> dict[str, Any]:
-        try:
-            body = orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            body = None
-        if not isinstance(body, dict):
+        body = json_object(raw)
+        if body is None:
             raise UpstreamError(f"The {self.name}'s answer is not a JSON object.")
         return body
 

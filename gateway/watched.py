@@ -6,13 +6,11 @@ an error: an application takes the end of its stream for the end of the answer.
 
 import re
 from collections.abc import AsyncIterator
-from typing import Any
 
 import aiohttp
-import orjson
 
 from gateway.errors import UpstreamError
-from gateway.protocol import Body
+from gateway.protocol import Body, json_object
 from gateway.streaming import (
     LONGEST_EVENT,
     drain,
@@ -109,21 +107,14 @@ def _begins(chunk: Body) -> bool:
 
 def _whole(raw: bytes) -> bool:
     """Whether it is an event, though no blank line follows."""
-    return is_done(raw) or isinstance(_parsed(raw), dict)
+    return is_done(raw) or json_object(payload(raw) or b"") is not None
 
 
 def _tells_of_error(tail: bytes) -> bool:
     """Whether the last event does: then the application knows."""
     found = whole_events(tail)
-    body = _parsed(found[-1]) if found else None
-    return isinstance(body, dict) and bool(body.get("error"))
-
-
-def _parsed(raw: bytes) -> Any:
-    try:
-        return orjson.loads(payload(raw) or b"")
-    except orjson.JSONDecodeError:
-        return None
+    body = json_object(payload(found[-1]) or b"") if found else None
+    return body is not None and bool(body.get("error"))
 
 
 def _nothing() -> UpstreamError:

@@ -21,7 +21,7 @@ LINGER_S = 0.05
 #: usage comes right after the answer, or is not waited for
 USAGE_S = 5.0
 
-_END = re.compile(rb"\n\r?\n")
+EVENT_END = re.compile(rb"\n\r?\n")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -33,7 +33,7 @@ async def events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     async for part in parts:
         rest += part
         start = 0
-        while match := _END.search(rest, seek):
+        while match := EVENT_END.search(rest, seek):
             raw = rest[start : match.end()]
             yield raw
             if is_done(raw):
@@ -51,7 +51,7 @@ async def events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 def whole_events(data: bytes) -> list[bytes]:
     """The events that are complete in these bytes, from the first on."""
-    ends = [0, *(match.end() for match in _END.finditer(data))]
+    ends = [0, *(match.end() for match in EVENT_END.finditer(data))]
     return [data[start:end] for start, end in pairwise(ends)]
 
 

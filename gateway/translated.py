@@ -4,7 +4,6 @@ The answer is made by the same code as every chat completion. It writes to a `Si
 whose bytes end here, are read event by event, and leave as what the other API would have said.
 """
 
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Literal, Protocol
@@ -18,13 +17,12 @@ from gateway.parts import Parts
 from gateway.passthrough import Broken
 from gateway.protocol import EVENTS, JSON, Body, Headers, Incoming, Sink, read_chat
 from gateway.refusals import envelope
-from gateway.streaming import parse_chunk, payload
+from gateway.streaming import EVENT_END, parse_chunk, payload
 
 Api = Literal["responses", "messages"]
 #: what answers a chat completion
 Ask = Callable[[Parts, Incoming, Sink], Awaitable[None]]
 
-_END = re.compile(rb"\r?\n\r?\n")
 #: about the bytes of the chat completion, or set anew
 _BYTES = frozenset({b"content-type", b"content-length", b"x-request-id", *(k for k, _ in EVENTS)})
 #: the key goes on as `authorization`; what comes back must be readable here
@@ -84,7 +82,7 @@ class Translated:
             await self._tell_whole()
 
     async def _tell(self, ended: bool) -> None:
-        *events, self._rest = _END.split(self._rest)
+        *events, self._rest = EVENT_END.split(self._rest)
         if ended:
             events.append(self._rest)
         told = b"".join(self._translate(event) for event in events)

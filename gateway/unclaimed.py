@@ -4,7 +4,6 @@ Nothing is held up, changed or kept: only the last bytes of an answer are rememb
 over, and looked into after its last byte has left.
 """
 
-import re
 import time
 import zlib
 from collections import deque
@@ -19,7 +18,7 @@ from gateway.line import UNCLAIMED, Line, endpoint_of, milliseconds, name_of, re
 from gateway.parts import Parts
 from gateway.pricing import Usage, read_usage
 from gateway.protocol import Incoming, Sink, json_object
-from gateway.streaming import payload
+from gateway.streaming import EVENT_END, payload
 from router.decision import Reason, Route
 
 #: answers larger than this are not looked into, so that a big one holds up nobody
@@ -28,7 +27,6 @@ LARGEST = 262_144
 REMEMBERED = 65_536
 EVENTS = "text/event-stream"
 _ZLIB = {"gzip": 31, "deflate": 15}
-_EVENT_END = re.compile(rb"\r?\n\r?\n")
 _TEACHER = Route.TEACHER.value
 
 _tokens = Children[str, Counter](
@@ -91,7 +89,7 @@ def _inflated(data: bytes, window: int) -> bytes:
 
 
 def _last_usage(data: bytes) -> dict[str, Any]:
-    for raw in reversed(_EVENT_END.split(data)):
+    for raw in reversed(EVENT_END.split(data)):
         if b'"usage"' not in raw:
             continue
         found = json_object(payload(raw) or b"") or {}

@@ -13,6 +13,7 @@ from starlette.routing import Route as Endpoint
 from starlette.types import Receive, Scope, Send
 
 from gateway import metrics
+from gateway.access.keys import UNCLAIMED
 from gateway.completions import answer
 from gateway.errors import (
     GatewayError,
@@ -21,17 +22,16 @@ from gateway.errors import (
     UnknownEndpoint,
     UpstreamRefused,
 )
-from gateway.feedback import feedback
 from gateway.ids import new_id
-from gateway.keys import UNCLAIMED
-from gateway.messages import as_anthropic, count_tokens, create_message
 from gateway.parts import Parts
-from gateway.passthrough import Broken, pass_through
-from gateway.protocol import Gone, Incoming, Sink, read_body, read_chat
 from gateway.recall import recalled, remember
-from gateway.responses import create_response, stored_response
-from gateway.stored import keep_answer, list_completions, one_completion
+from gateway.surfaces.feedback import feedback
+from gateway.surfaces.messages import as_anthropic, count_tokens, create_message
+from gateway.surfaces.passthrough import Broken, pass_through
+from gateway.surfaces.responses import create_response, stored_response
+from gateway.surfaces.stored import keep_answer, list_completions, one_completion
 from gateway.trip import Trip
+from gateway.wire.protocol import Gone, Incoming, Sink, read_body, read_chat
 
 logger = logging.getLogger(__name__)
 

@@ -11,26 +11,26 @@ from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway import metrics
-from gateway.admission import Gate
+from gateway.access.budgets import Budgets
+from gateway.access.key_store import follow, refresh
+from gateway.access.keys import Keys
+from gateway.access.limits import Limits
 from gateway.api import endpoints
 from gateway.audit import Auditor
-from gateway.budgets import Budgets
-from gateway.chain import Chain
 from gateway.claims import Claims
 from gateway.config import Config, NextTeacher, Student, Teacher
 from gateway.errors import ConfigError
-from gateway.hedge import Hedge
-from gateway.key_store import follow, refresh
-from gateway.keys import Keys
 from gateway.lane import Lane
 from gateway.ledger import Ledger
-from gateway.limits import Limits
+from gateway.money.prices import PriceBook
 from gateway.parts import Parts
 from gateway.poller import Poller
-from gateway.pool import Pool
-from gateway.prices import PriceBook
-from gateway.store import Store
-from gateway.upstream import Patience, Upstream
+from gateway.storage.store import Store
+from gateway.upstreams.admission import Gate
+from gateway.upstreams.chain import Chain
+from gateway.upstreams.hedge import Hedge
+from gateway.upstreams.pool import Pool
+from gateway.upstreams.upstream import Patience, Upstream
 
 #: how long a start waits for a student server that hangs
 FIRST_ROUND_S = 10.0

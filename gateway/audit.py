@@ -6,13 +6,13 @@ import time
 
 import orjson
 
-from gateway.budgets import Budgets
-from gateway.chain import Chain
+from gateway.access.budgets import Budgets
 from gateway.errors import GatewayError, UpstreamTimeout
 from gateway.ledger import Ledger
-from gateway.pricing import read_usage
-from gateway.protocol import Body, Chat
+from gateway.money.pricing import read_usage
 from gateway.trip import Trip
+from gateway.upstreams.chain import Chain
+from gateway.wire.protocol import Body, Chat
 from router.decision import Route
 
 logger = logging.getLogger(__name__)

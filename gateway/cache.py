@@ -15,7 +15,7 @@ import orjson
 
 from gateway import metrics
 from gateway.config import CacheSection
-from gateway.pricing import Usage
+from gateway.money.pricing import Usage
 from router.decision import Route
 
 #: of the request's fields, those that change how an answer is sent or filed, not what it says

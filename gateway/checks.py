@@ -31,7 +31,7 @@ from gateway.config import (
 from gateway.draft import Draft
 from gateway.errors import ConfigError
 from gateway.moderation import Moderation
-from gateway.protocol import Body, Chat
+from gateway.wire.protocol import Body, Chat
 from router.checks import has_length, refuses
 from router.decision import Reason
 from router.language import is_in

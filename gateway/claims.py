@@ -5,11 +5,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gateway.access.keys import UNCLAIMED
 from gateway.config import Task
 from gateway.errors import InvalidRequest
-from gateway.keys import UNCLAIMED
 from gateway.prompt import system_text
-from gateway.protocol import Chat
+from gateway.wire.protocol import Chat
 
 
 class Claims:

@@ -10,8 +10,8 @@ from gateway.errors import GatewayError
 from gateway.fallback import ask_teacher, route_headers
 from gateway.first_try import ask_student, fails_check, fits, score_after, score_before
 from gateway.parts import Parts
-from gateway.protocol import EVENTS, JSON, Sink, student_can
 from gateway.trip import Trip
+from gateway.wire.protocol import EVENTS, JSON, Sink, student_can
 from router.decision import Decision, Reason, Route
 
 

@@ -9,10 +9,10 @@ import orjson
 
 from gateway.config import Task
 from gateway.errors import UpstreamError
-from gateway.pricing import Usage, read_usage
+from gateway.money.pricing import Usage, read_usage
 from gateway.prompt import student_messages
-from gateway.protocol import DONE, Body, Chat, event
-from gateway.streaming import check_streams, events, parse_chunk, payload
+from gateway.wire.protocol import DONE, Body, Chat, event
+from gateway.wire.streaming import check_streams, events, parse_chunk, payload
 from router.decision import Answer, Token
 
 #: alternatives per token the router reads

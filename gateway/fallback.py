@@ -12,11 +12,11 @@ from gateway.audit import answer_text, teacher_body
 from gateway.draft import Draft
 from gateway.errors import GatewayError, UpstreamTimeout
 from gateway.first_try import ask_in_shadow, score_after
+from gateway.money.pricing import read_usage
 from gateway.parts import Parts
-from gateway.pricing import read_usage
-from gateway.protocol import EVENTS, JSON, Headers, Sink, encode_headers, number
-from gateway.streaming import TeacherStream
 from gateway.trip import Trip
+from gateway.wire.protocol import EVENTS, JSON, Headers, Sink, encode_headers, number
+from gateway.wire.streaming import TeacherStream
 from router.decision import Reason
 
 #: how long a shadow draft may hold up a complete answer of the teacher

@@ -12,9 +12,9 @@ from gateway.draft import Draft, max_tokens, read_draft_stream, read_draft_whole
 from gateway.errors import GatewayError
 from gateway.lane import Live
 from gateway.parts import Parts
-from gateway.pool import affinity_key
 from gateway.prompt import student_messages
 from gateway.trip import Trip
+from gateway.upstreams.pool import affinity_key
 from router.decision import Decision, Reason, Route
 
 logger = logging.getLogger(__name__)

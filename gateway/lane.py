@@ -8,13 +8,13 @@ from typing import Protocol, TypeVar
 from prometheus_client import Counter, Histogram
 
 from gateway import metrics
-from gateway.bundles import BundleFiles
 from gateway.cache import Cache
 from gateway.checks import Checks
 from gateway.config import Config, Output, Task
-from gateway.prices import PriceBook
-from gateway.pricing import TeacherEstimate
+from gateway.money.prices import PriceBook
+from gateway.money.pricing import TeacherEstimate
 from gateway.prompt import prompt_hash
+from gateway.storage.bundles import BundleFiles
 from router.decision import Answer, Decision
 from router.output import OutputSpec
 from router.threshold import Certificate

@@ -8,11 +8,11 @@ from collections.abc import Coroutine
 from gateway import metrics
 from gateway.errors import StoreError
 from gateway.lane import Lane
-from gateway.line import Line
-from gateway.protocol import Sink
-from gateway.store import Store
-from gateway.tables import Exchange
+from gateway.storage.line import Line
+from gateway.storage.store import Store
+from gateway.storage.tables import Exchange
 from gateway.trip import Trip
+from gateway.wire.protocol import Sink
 from router.decision import Route
 
 logger = logging.getLogger(__name__)

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
+from gateway.access.budgets import Budgets
+from gateway.access.keys import Keys
+from gateway.access.limits import Limits
 from gateway.audit import Auditor
-from gateway.budgets import Budgets
-from gateway.chain import Chain
 from gateway.claims import Claims
 from gateway.config import Config
-from gateway.keys import Keys
 from gateway.lane import Lane
 from gateway.ledger import Ledger
-from gateway.limits import Limits
-from gateway.pool import Pool
-from gateway.prices import PriceBook
-from gateway.store import Store
+from gateway.money.prices import PriceBook
+from gateway.storage.store import Store
+from gateway.upstreams.chain import Chain
+from gateway.upstreams.pool import Pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,16 +5,17 @@ import logging
 import time
 from collections.abc import Sequence
 
-from gateway import bundles, exchanges, metrics, nights
-from gateway.chain import Chain
+from gateway import metrics
 from gateway.config import Config
 from gateway.errors import BundleError, RetortError
 from gateway.lane import Lane, Live
-from gateway.loading import Loading
-from gateway.pool import Pool
-from gateway.response_store import forget_old
-from gateway.store import Store
-from gateway.tables import Bundle, utcnow
+from gateway.storage import bundles, exchanges, nights
+from gateway.storage.response_store import forget_old
+from gateway.storage.store import Store
+from gateway.storage.tables import Bundle, utcnow
+from gateway.upstreams.chain import Chain
+from gateway.upstreams.loading import Loading
+from gateway.upstreams.pool import Pool
 from router import artifact
 from router.errors import RouterError
 from router.threshold import NEVER

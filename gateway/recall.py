@@ -8,11 +8,11 @@ import orjson
 
 from gateway.cache import Entry, key_of
 from gateway.fallback import route_headers
+from gateway.money.pricing import Usage
 from gateway.parts import Parts
-from gateway.pricing import Usage
-from gateway.protocol import DONE, EVENTS, JSON, Body, Chat, Headers, Incoming, Sink, event
-from gateway.streaming import event_data
 from gateway.trip import Trip
+from gateway.wire.protocol import DONE, EVENTS, JSON, Body, Chat, Headers, Incoming, Sink, event
+from gateway.wire.streaming import event_data
 from router.decision import Decision, Reason
 
 #: with one of these an answer depends on more than the request, or is more than a text

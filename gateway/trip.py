@@ -5,17 +5,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from gateway import exchanges
 from gateway.cache import Entry
-from gateway.chain import Asking
 from gateway.config import Config
 from gateway.draft import Draft
 from gateway.lane import Lane, Live, sampled
-from gateway.line import Line, endpoint_of, milliseconds, name_of, retries_of
-from gateway.pricing import Usage, add
+from gateway.money.pricing import Usage, add
 from gateway.prompt import user_text
-from gateway.protocol import Chat, Incoming
-from gateway.tables import Exchange, utcnow
+from gateway.storage import exchanges
+from gateway.storage.line import Line, endpoint_of, milliseconds, name_of, retries_of
+from gateway.storage.tables import Exchange, utcnow
+from gateway.upstreams.chain import Asking
+from gateway.wire.protocol import Chat, Incoming
 from router.decision import Decision, Reason, Route
 from router.output import disagreement
 

@@ -8,9 +8,9 @@ from typing import Any
 import aiohttp
 import orjson
 
-from gateway.adapters import loaded
 from gateway.draft import TOP_LOGPROBS, read_draft
 from gateway.errors import BundleError, UpstreamError
+from gateway.upstreams.adapters import loaded
 from retrain.errors import StudentError
 from retrain.progress import Bar
 from router.decision import Answer

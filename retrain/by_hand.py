@@ -4,13 +4,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway import bundles
-from gateway.bundles import BundleFiles
 from gateway.config import Config, Task
 from gateway.errors import BundleError
 from gateway.lane import output_spec
 from gateway.prompt import prompt_hash
-from gateway.store import Store
+from gateway.storage import bundles
+from gateway.storage.bundles import BundleFiles
+from gateway.storage.store import Store
 from retrain.assess import Asker, Routing, fit, routing, teachers, uncorrected
 from retrain.evaluate import Report, Share, evaluate
 from retrain.lineage import record_evaluation

@@ -16,7 +16,7 @@ from gateway.errors import RetortError
 
 if TYPE_CHECKING:
     from gateway.config import Config
-    from gateway.store import Store
+    from gateway.storage.store import Store
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -211,7 +211,7 @@ def _config(args: argparse.Namespace) -> "Config":
 
 
 def _store(config: "Config") -> "Store":
-    from gateway.store import Store
+    from gateway.storage.store import Store
 
     return Store.open(config.database_url, config.state / "spool", config.store.commit_ms)
 
@@ -361,7 +361,7 @@ def _say(line: str) -> None:
 
 
 def _bundles(args: argparse.Namespace) -> int:
-    from gateway.bundles import history
+    from gateway.storage.bundles import history
 
     config = _config(args)
     with _store(config) as store:
@@ -371,7 +371,7 @@ def _bundles(args: argparse.Namespace) -> int:
 
 
 def _queue_counts(args: argparse.Namespace) -> int:
-    from gateway import exchanges
+    from gateway.storage import exchanges
 
     config = _config(args)
     with _store(config) as store:
@@ -381,7 +381,7 @@ def _queue_counts(args: argparse.Namespace) -> int:
 
 
 def _queue_list(args: argparse.Namespace) -> int:
-    from gateway import exchanges
+    from gateway.storage import exchanges
 
     config = _config(args)
     states = [args.state] if args.state else []
@@ -405,7 +405,8 @@ def _queue_list(args: argparse.Namespace) -> int:
 def _queue_show(args: argparse.Namespace) -> int:
     import json
 
-    from gateway import exchanges, feedback
+    from gateway.storage import exchanges
+    from gateway.surfaces import feedback
 
     with _store(_config(args)) as store:
         row, events = exchanges.show(store, args.id)
@@ -418,7 +419,7 @@ def _queue_show(args: argparse.Namespace) -> int:
 
 
 def _feedback_list(args: argparse.Namespace) -> int:
-    from gateway import feedback
+    from gateway.surfaces import feedback
 
     config = _config(args)
     with _store(config) as store:
@@ -431,7 +432,7 @@ def _feedback_list(args: argparse.Namespace) -> int:
 
 
 def _queue_export(args: argparse.Namespace) -> int:
-    from gateway import exchanges
+    from gateway.storage import exchanges
 
     config = _config(args)
     states = [args.state] if args.state else []
@@ -453,7 +454,7 @@ def _queue_import(args: argparse.Namespace) -> int:
 
 
 def _queue_erase(args: argparse.Namespace) -> int:
-    from gateway import exchanges
+    from gateway.storage import exchanges
     from retrain.versions import forget
 
     config = _config(args)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gateway.prompt import SYSTEM_ROLES, content_text
-from gateway.tables import Exchange
+from gateway.storage.tables import Exchange
 from retrain.splits import split_of
 from router.decision import Answer
 from router.output import OutputSpec, check, disagreement, parse_object

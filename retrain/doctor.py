@@ -89,7 +89,7 @@ def _writable(state: Path) -> Finding:
 
 
 def _database(config: Config) -> Finding:
-    from gateway.store import Store
+    from gateway.storage.store import Store
 
     try:
         store = Store.open(config.database_url, config.state / "spool", config.store.commit_ms)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from sqlmodel import col, func, select
 
-from gateway import exchanges
-from gateway.store import Store
-from gateway.tables import Bundle, DatasetRow, Exchange, State
+from gateway.storage import exchanges
+from gateway.storage.store import Store
+from gateway.storage.tables import Bundle, DatasetRow, Exchange, State
 from retrain.curate import conversation, curate, right_answer
 from retrain.splits import split_of
 from router.output import OutputSpec

@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gateway.store import Store
-    from gateway.tables import ApiKey, ApiKeySecret
+    from gateway.storage.store import Store
+    from gateway.storage.tables import ApiKey, ApiKeySecret
 
 #: columns of the key
 LIMITS = ("rpm", "tpm", "daily_usd", "monthly_usd")
@@ -87,10 +87,10 @@ def _limits(args: argparse.Namespace) -> dict[str, float | None]:
 
 
 def _create(args: argparse.Namespace) -> int:
-    from gateway import key_store
+    from gateway.access import key_store
+    from gateway.access.keys import UNCLAIMED
     from gateway.config import load
     from gateway.errors import ConfigError
-    from gateway.keys import UNCLAIMED
 
     config = load(args.config)
     if args.unclaimed and not args.task:
@@ -111,7 +111,7 @@ def _create(args: argparse.Namespace) -> int:
 
 
 def _change(args: argparse.Namespace) -> int:
-    from gateway import key_store
+    from gateway.access import key_store
     from gateway.errors import ConfigError
 
     given = _limits(args)
@@ -124,8 +124,8 @@ def _change(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from gateway import key_store
-    from gateway.tables import utcnow
+    from gateway.access import key_store
+    from gateway.storage.tables import utcnow
 
     now = utcnow()
     with _store(args) as store:
@@ -136,7 +136,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _rotate(args: argparse.Namespace) -> int:
-    from gateway import key_store
+    from gateway.access import key_store
 
     with _store(args) as store:
         grace = timedelta(hours=args.grace)
@@ -146,7 +146,7 @@ def _rotate(args: argparse.Namespace) -> int:
 
 
 def _revoke(args: argparse.Namespace) -> int:
-    from gateway import key_store
+    from gateway.access import key_store
 
     with _store(args) as store:
         key = key_store.revoke(store, args.key)
@@ -182,7 +182,7 @@ def _line(
 
 def _store(args: argparse.Namespace) -> "Store":
     from gateway.config import load
-    from gateway.store import Store
+    from gateway.storage.store import Store
 
     config = load(args.config)
     return Store.open(config.database_url, config.state / "spool", config.store.commit_ms)
@@ -196,7 +196,7 @@ def _hint(keys: str) -> None:
 
 
 def _in_days(days: float | None) -> datetime | None:
-    from gateway.tables import utcnow
+    from gateway.storage.tables import utcnow
 
     return None if days is None else utcnow() + timedelta(days=days)
 

@@ -7,10 +7,10 @@ from typing import Any
 from pydantic import TypeAdapter
 from sqlmodel import col, func, select
 
-from gateway import bundles
 from gateway.errors import BundleError
-from gateway.store import Store
-from gateway.tables import Evaluation, Run, utcnow
+from gateway.storage import bundles
+from gateway.storage.store import Store
+from gateway.storage.tables import Evaluation, Run, utcnow
 from retrain.evaluate import Report
 from router import artifact
 from router.errors import RouterError

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gateway import bundles, exchanges
 from gateway.config import Config, Task, Training
 from gateway.errors import BundleError
 from gateway.lane import output_spec
 from gateway.prompt import prompt_hash
-from gateway.store import Store
+from gateway.storage import bundles, exchanges
+from gateway.storage.store import Store
 from retrain.assess import Asker, Routing, contender, fit, routing, teachers, uncorrected
 from retrain.errors import NightError
 from retrain.evaluate import Report, evaluate

@@ -7,7 +7,7 @@ night that died is taken up again; until the very last one nothing touches what 
 from collections.abc import Callable
 
 from gateway.config import Config, Task
-from gateway.store import Store
+from gateway.storage.store import Store
 from retrain.gate import Verdict
 from retrain.harvest import Harvest
 from retrain.lineage import Opponent

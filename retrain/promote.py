@@ -13,14 +13,14 @@ from pathlib import Path
 import aiohttp
 import orjson
 
-from gateway import bundles
-from gateway.adapters import load_adapter, loaded, unload_adapter
-from gateway.bundles import BundleFiles
 from gateway.config import Config, Task
 from gateway.errors import BundleError
 from gateway.prompt import prompt_hash
-from gateway.store import Store
-from gateway.tables import Bundle
+from gateway.storage import bundles
+from gateway.storage.bundles import BundleFiles
+from gateway.storage.store import Store
+from gateway.storage.tables import Bundle
+from gateway.upstreams.adapters import load_adapter, loaded, unload_adapter
 from retrain.ask import Messages, ProbeReport, probe
 from router import artifact
 from router.errors import RouterError

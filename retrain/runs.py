@@ -25,8 +25,8 @@ from sqlmodel import col, select
 
 from gateway.config import Config
 from gateway.ids import new_id
-from gateway.store import Store
-from gateway.tables import Run, utcnow
+from gateway.storage.store import Store
+from gateway.storage.tables import Run, utcnow
 from retrain.errors import NightBusy, NightError
 
 T = TypeVar("T")

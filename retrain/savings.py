@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gateway.savings import Account, Sums
+    from gateway.money.savings import Account, Sums
 
 from gateway.errors import ConfigError
 
@@ -51,8 +51,8 @@ def savings(args: argparse.Namespace) -> int:
             print("The student is paid by the hour: --student-price was not charged on top.")
         return 0
     from gateway.config import load
-    from gateway.savings import account
-    from gateway.store import Store
+    from gateway.money.savings import account
+    from gateway.storage.store import Store
 
     config = load(args.config)
     task = None if args.task is None else config.task(args.task).name
@@ -69,7 +69,7 @@ def savings(args: argparse.Namespace) -> int:
 
 
 def _planned(args: argparse.Namespace) -> "Sums":
-    from gateway.savings import Plan
+    from gateway.money.savings import Plan
 
     by_hour = args.gpu_hour is not None
     needed = [*_PLAN, *([] if by_hour else ["student_price"])]
@@ -124,7 +124,7 @@ def account_json(found: "Account", task: str | None) -> dict[str, Any]:
 
 
 def _of(found: "Account", task: str) -> "Sums":
-    from gateway.savings import Sums
+    from gateway.money.savings import Sums
 
     return found.tasks.get(task, Sums())
 
@@ -151,7 +151,7 @@ def text(sums: "Sums") -> str:
 
 
 def _lines(sums: "Sums") -> str:
-    from gateway.savings import usd
+    from gateway.money.savings import usd
 
     def share(value: float | None) -> str:
         return "–" if value is None else f"{value:.1%}"

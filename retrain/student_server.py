@@ -12,8 +12,8 @@ from pathlib import Path
 
 import aiohttp
 
-from gateway.adapters import load_adapter
 from gateway.errors import BundleError
+from gateway.upstreams.adapters import load_adapter
 from retrain import leash
 from retrain.errors import StudentError
 from retrain.progress import step

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway import exchanges
 from gateway.config import Task
 from gateway.ids import new_id
 from gateway.prompt import prompt_hash, user_text
-from gateway.store import Store
-from gateway.tables import Exchange, utcnow
+from gateway.storage import exchanges
+from gateway.storage.store import Store
+from gateway.storage.tables import Exchange, utcnow
 from retrain.errors import TrafficError
 from router.decision import Reason, Route
 

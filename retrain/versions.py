@@ -16,11 +16,11 @@ from typing import Any
 from sqlalchemy import or_
 from sqlmodel import col, select
 
-from gateway import exchanges
 from gateway.config import Task
 from gateway.prompt import prompt_hash, student_messages
-from gateway.store import Store
-from gateway.tables import Dataset, DatasetRow, Exchange, State, utcnow
+from gateway.storage import exchanges
+from gateway.storage.store import Store
+from gateway.storage.tables import Dataset, DatasetRow, Exchange, State, utcnow
 from retrain.curate import conversation, right_answer
 from retrain.errors import NightError
 from retrain.evaluate import gold_of
@@ -132,7 +132,7 @@ def read_examples(folder: Path, split: Split) -> list[Example]:
 def forget(state: Path, ids: Collection[str]) -> int:
     """Remove erased rows from every copy in the run directories and from the students' answers to
     them. Returns how many lines went. Bundles trained on them stay until the next night replaces
-    them: `gateway.exchanges.erase` names the datasets."""
+    them: `gateway.storage.exchanges.erase` names the datasets."""
     gone = 0
     if not ids:
         return gone

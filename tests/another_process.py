@@ -9,7 +9,7 @@ from types import ModuleType
 
 import store_process
 
-from gateway.store import Store
+from gateway.storage.store import Store
 
 Child = subprocess.Popen[str]
 

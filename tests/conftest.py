@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from postgres import Postgres, postgres
 
-from gateway.store import Store
+from gateway.storage.store import Store
 
 
 def _only_loopback(event: str, args: tuple[Any, ...]) -> None:

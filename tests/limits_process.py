@@ -15,13 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gateway.budgets import Budgets
+from gateway.access.budgets import Budgets
+from gateway.access.keys import Caller
+from gateway.access.limits import Limits
 from gateway.config import Task
 from gateway.errors import InsufficientQuota, RateLimited
-from gateway.keys import Caller
-from gateway.limits import Limits
-from gateway.protocol import Incoming, Sink
-from gateway.store import Store
+from gateway.storage.store import Store
+from gateway.wire.protocol import Incoming, Sink
 
 TASK = "triage"
 

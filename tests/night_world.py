@@ -15,11 +15,11 @@ from typing import Any
 
 from fake_openai import FakeOpenAI, Reply
 
-from gateway import exchanges
 from gateway.config import Claim, Config, Contract, Nightly, Output, Student, Task, Training
 from gateway.ids import new_id
-from gateway.store import Store
-from gateway.tables import Exchange, utcnow
+from gateway.storage import exchanges
+from gateway.storage.store import Store
+from gateway.storage.tables import Exchange, utcnow
 from retrain.adapter_files import CONFIG, WEIGHTS
 from retrain.train import Row, TrainReport
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from postgres import Postgres
 
-from gateway.store import Store
+from gateway.storage.store import Store
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 with RunningGateway(config) as gateway:
     gateway.client().chat.completions.create(...)
-    gateway.exchanges()
+    gateway.storage.exchanges()
 """
 
 import json
@@ -18,8 +18,8 @@ from sqlmodel import select
 
 from gateway.app import create_app
 from gateway.config import Config
-from gateway.store import Store
-from gateway.tables import Exchange, Request
+from gateway.storage.store import Store
+from gateway.storage.tables import Exchange, Request
 
 Headers = dict[str, str]
 

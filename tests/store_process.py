@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gateway import exchanges
 from gateway.errors import StoreError
-from gateway.store import Store
-from gateway.tables import Exchange, utcnow
+from gateway.storage import exchanges
+from gateway.storage.store import Store
+from gateway.storage.tables import Exchange, utcnow
 
 TASK = "triage"
 

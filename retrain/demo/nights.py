@@ -1,8 +1,8 @@
 """A night in the demo: run it, and tell in plain lines what it did and what it proved."""
 
-from gateway import bundles
 from gateway.config import Config
-from gateway.store import Store
+from gateway.storage import bundles
+from gateway.storage.store import Store
 from retrain import nightly
 from retrain.demo.page import Night
 from retrain.errors import NightError

@@ -8,9 +8,9 @@ from sqlmodel import col, select
 
 from gateway.errors import RetortError
 from gateway.lane import sampled
-from gateway.pricing import add
-from gateway.store import Store
-from gateway.tables import Exchange, Request
+from gateway.money.pricing import add
+from gateway.storage.store import Store
+from gateway.storage.tables import Exchange, Request
 from retrain.demo.replay import Outcome
 from retrain.demo.table import Played
 from router.decision import Route

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 
-from gateway import exchanges
 from gateway.config import Config
 from gateway.errors import ConfigError
 from gateway.lane import output_spec
-from gateway.store import Store
+from gateway.storage import exchanges
+from gateway.storage.store import Store
 from retrain.demo import settings, table
 from retrain.demo.desk import desk
 from retrain.demo.gateway_process import GatewayProcess

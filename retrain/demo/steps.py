@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from gateway.config import Config
 from gateway.errors import RetortError
 from gateway.lane import output_spec
-from gateway.store import Store
-from gateway.tables import utcnow
+from gateway.storage.store import Store
+from gateway.storage.tables import utcnow
 from retrain.demo.gateway_process import GatewayProcess
 from retrain.demo.options import Options
 from retrain.demo.readback import read_back

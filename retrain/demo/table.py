@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from gateway.pricing import add
+from gateway.money.pricing import add
 from retrain.demo.replay import Outcome
 from router.decision import Reason, Route
 from router.output import OutputSpec, disagreement

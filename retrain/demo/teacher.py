@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gateway.config import Price, Teacher
-from gateway.pricing import Usage, cost_usd
+from gateway.money.pricing import Usage, cost_usd
 from gateway.prompt import content_text
 from retrain.demo.recorded_teacher import TEACHER_PRICE, RecordedTeacher, count_tokens
 from retrain.demo.scenario import Case, Scenario

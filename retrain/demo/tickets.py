@@ -15,7 +15,7 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import Any, Literal
 
-from gateway.exchanges import group_key
+from gateway.storage.exchanges import group_key
 from retrain.demo.scenario import Kind
 
 Priority = Literal["low", "normal", "high"]

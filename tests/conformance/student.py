@@ -19,7 +19,7 @@ from small_bundle import make_router, save_parts  # noqa: E402
 from gateway import bundles  # noqa: E402
 from gateway.config import Config  # noqa: E402
 from gateway.prompt import prompt_hash  # noqa: E402
-from gateway.store import Store  # noqa: E402
+from gateway.storage.store import Store  # noqa: E402
 
 
 def promoted(state: Path, sections: dict[str, Any]) -> None:

@@ -22,8 +22,8 @@ import yaml
 from fake_openai import FakeOpenAI, Reply
 from sqlmodel import select
 
-from gateway.store import Store
-from gateway.tables import Exchange
+from gateway.storage.store import Store
+from gateway.storage.tables import Exchange
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from running_gateway import RunningGateway, wait_until
 from small_bundle import SURE, make_router, save_parts
 from triage import Promote, Start, configuration, live_bundle
 
-from gateway import bundles
 from gateway.prompt import prompt_hash
+from gateway.storage import bundles
 from router.router import Router
 
 
@@ -130,6 +130,6 @@ def promote_bundle(gateway: RunningGateway, router: Router, source: Path) -> str
         dataset_id="d1",
         detail={},
     )
-    bundles.register(gateway.store, files, None, None, {})
-    bundles.promote(gateway.store, files.id)
+    bundles.register(gateway.storage.store, files, None, None, {})
+    bundles.promote(gateway.storage.store, files.id)
     return files.id

@@ -6,8 +6,8 @@ import aiohttp
 import pytest
 from fake_openai import FakeOpenAI, Reply
 
-from gateway.adapters import answers, load_adapter, loaded, unload_adapter
 from gateway.errors import BundleError
+from gateway.upstreams.adapters import answers, load_adapter, loaded, unload_adapter
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A clock by hand."""
 
-from gateway.breaker import FAILURES, Breaker
+from gateway.upstreams.breaker import FAILURES, Breaker
 
 
 class Clock:

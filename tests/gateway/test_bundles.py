@@ -7,11 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from gateway import bundles
-from gateway.bundles import BundleFiles, champion, promote, read_bundle, register, reject, rollback
 from gateway.errors import BundleError
-from gateway.store import Store
-from gateway.tables import BundleState
+from gateway.storage import bundles
+from gateway.storage.bundles import (
+    BundleFiles,
+    champion,
+    promote,
+    read_bundle,
+    register,
+    reject,
+    rollback,
+)
+from gateway.storage.store import Store
+from gateway.storage.tables import BundleState
 
 TASK = "triage"
 

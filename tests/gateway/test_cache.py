@@ -13,8 +13,8 @@ from triage import BODY, MESSAGES, Promote, Start
 
 from gateway.cache import OVERHEAD_BYTES, Cache, Entry, key_of
 from gateway.config import CacheSection, Config
-from gateway.protocol import Incoming, read_chat
 from gateway.recall import repeats
+from gateway.wire.protocol import Incoming, read_chat
 from router.decision import Route
 
 CHAT = "/v1/chat/completions"

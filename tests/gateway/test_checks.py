@@ -16,13 +16,14 @@ from small_bundle import SURE, UNSURE
 from store_process import exchange
 from triage import BODY, MESSAGES, Start, configuration
 
-from gateway import exchanges, schemas
+from gateway import schemas
 from gateway.checks import Checks, Failed
 from gateway.config import Check, Config
 from gateway.draft import read_draft
 from gateway.errors import ConfigError
-from gateway.protocol import Incoming, read_chat
-from gateway.store import Store
+from gateway.storage import exchanges
+from gateway.storage.store import Store
+from gateway.wire.protocol import Incoming, read_chat
 from router.decision import Reason
 
 CHAT = "/v1/chat/completions"

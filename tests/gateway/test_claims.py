@@ -9,7 +9,7 @@ import pytest
 from gateway.claims import Claims
 from gateway.config import Claim, Task
 from gateway.errors import InvalidRequest
-from gateway.protocol import Chat, Incoming, read_chat
+from gateway.wire.protocol import Chat, Incoming, read_chat
 
 
 def chat(**more: Any) -> Chat:

@@ -6,14 +6,14 @@ from pathlib import Path
 from fake_openai import FakeOpenAI
 from triage import BODY, configuration
 
-from gateway.bundles import BundleFiles
 from gateway.completions import after, before
 from gateway.config import Task
 from gateway.draft import Draft
 from gateway.lane import Lane, Live
-from gateway.protocol import Incoming, read_chat
-from gateway.tables import utcnow
+from gateway.storage.bundles import BundleFiles
+from gateway.storage.tables import utcnow
 from gateway.trip import Trip
+from gateway.wire.protocol import Incoming, read_chat
 from router.decision import Answer, Decision, Reason, Route
 from router.output import OutputSpec
 from router.threshold import Certificate

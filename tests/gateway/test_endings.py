@@ -9,8 +9,8 @@ import pytest
 from fake_openai import FakeOpenAI, Reply
 from triage import Start
 
-from gateway.ending import Ending
 from gateway.errors import UpstreamError
+from gateway.wire.ending import Ending
 
 UNCLAIMED = {"model": "gpt-large", "messages": [{"role": "user", "content": "hello"}]}
 CHUNK = b'data: {"choices":[{"delta":{"content":"one"},"finish_reason":null}]}\n\n'

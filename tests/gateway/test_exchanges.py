@@ -9,11 +9,11 @@ import pytest
 from another_process import address, processes
 from store_process import TASK, exchange
 
-from gateway import exchanges
 from gateway.errors import StoreError
-from gateway.exchanges import claim, group_key, move, release
-from gateway.store import Store
-from gateway.tables import DatasetRow, State
+from gateway.storage import exchanges
+from gateway.storage.exchanges import claim, group_key, move, release
+from gateway.storage.store import Store
+from gateway.storage.tables import DatasetRow, State
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -15,11 +15,11 @@ from running_gateway import RunningGateway, wait_until
 from sqlmodel import SQLModel, select
 from triage import BODY, QUESTION, Start, configuration
 
-from gateway import key_store
+from gateway.access import key_store
+from gateway.access.keys import Caller, Keys, KnownKey
 from gateway.errors import ConfigError, InvalidKey, KeysUnknown
-from gateway.keys import Caller, Keys, KnownKey
-from gateway.store import Store
-from gateway.tables import ApiKeySecret, utcnow
+from gateway.storage.store import Store
+from gateway.storage.tables import ApiKeySecret, utcnow
 
 UNCLAIMED: dict[str, Any] = {"model": "gpt-large", "messages": [{"role": "user", "content": "hi"}]}
 CHAT = "/v1/chat/completions"
@@ -268,7 +268,7 @@ def test_known_keys_outlive_the_database_and_bad_ones_are_still_401(
         sections = {"server": {"keys": "database"}, "store": {"url": url}}
         config = configuration(tmp_path / "state", fakes, {"mode": "collect"}, **sections)
         gateway = RunningGateway(config)
-        key = make(gateway.store, "app", rpm=100, daily_usd=50.0)
+        key = make(gateway.storage.store, "app", rpm=100, daily_usd=50.0)
         with gateway:
 
             def status(key: str) -> int:
@@ -289,7 +289,7 @@ def test_a_start_without_the_database_refuses_bad_keys_and_asks_others_to_wait(
         sections = {"server": {"keys": "database"}, "store": {"url": url}}
         config = configuration(tmp_path / "state", fakes, {"mode": "collect"}, **sections)
         gateway = RunningGateway(config)
-        key = make(gateway.store, "app")
+        key = make(gateway.storage.store, "app")
         postgres_server.close_to(url, closed=True)
         with gateway:
             assert gateway.send("GET", "/v1/models", b"", bearer("sk-bad"))[0] == 401

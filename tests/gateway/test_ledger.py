@@ -14,12 +14,12 @@ from small_bundle import SURE, UNSURE
 from sqlmodel import select
 from triage import BODY, Start
 
-from gateway.line import Line
-from gateway.savings import account
-from gateway.spool import Spool
-from gateway.store import Store
-from gateway.tables import Request, utcnow
-from gateway.unclaimed import LARGEST, REMEMBERED
+from gateway.money.savings import account
+from gateway.storage.line import Line
+from gateway.storage.spool import Spool
+from gateway.storage.store import Store
+from gateway.storage.tables import Request, utcnow
+from gateway.surfaces.unclaimed import LARGEST, REMEMBERED
 
 CHAT = "/v1/chat/completions"
 #: no task claims it
@@ -121,7 +121,7 @@ def test_the_ledger_adds_up(serving: Start, teacher: FakeOpenAI, student: FakeOp
     gateway.send("POST", CHAT, BODY)
     gateway.ledger(3)
     until = utcnow() + timedelta(minutes=1)
-    sums = account(gateway.store, gateway.config, until - timedelta(hours=1), until).total
+    sums = account(gateway.storage.store, gateway.config, until - timedelta(hours=1), until).total
     assert (sums.requests, sums.served, sums.audits, sums.unknown) == (2, 1, 1, 0)
     assert sums.student_usd == pytest.approx(0.00101)
     assert sums.teacher_usd == sums.audit_usd == pytest.approx(0.0103)

@@ -17,20 +17,20 @@ from small_bundle import UNSURE
 from sqlmodel import select
 from triage import BODY, Start
 
-from gateway import key_store
-from gateway.buckets import Ask, Want, decide, duration, refusal
-from gateway.budgets import Budgets
+from gateway.access import key_store
+from gateway.access.buckets import Ask, Want, decide, duration, refusal
+from gateway.access.budgets import Budgets
+from gateway.access.estimate import guess, model_named
+from gateway.access.keys import Caller
+from gateway.access.limits import Limits
+from gateway.access.metering import any_usage
+from gateway.access.purses import Hold
 from gateway.config import Task
 from gateway.errors import InsufficientQuota, RateLimited
-from gateway.estimate import guess, model_named
-from gateway.keys import Caller
-from gateway.limits import Limits
-from gateway.metering import any_usage
-from gateway.pricing import Usage
-from gateway.protocol import Incoming, Sink
-from gateway.purses import Hold
-from gateway.store import Store
-from gateway.tables import RateBucket, Spending
+from gateway.money.pricing import Usage
+from gateway.storage.store import Store
+from gateway.storage.tables import RateBucket, Spending
+from gateway.wire.protocol import Incoming, Sink
 
 CHAT = "/v1/chat/completions"
 UNCLAIMED: dict[str, Any] = {"model": "gpt-large", "messages": [{"role": "user", "content": "hi"}]}
@@ -155,7 +155,7 @@ def test_a_key_without_limits_sees_the_teachers(
     key = keyed(start, tmp_path, {})
     for body in (BODY, UNCLAIMED):
         assert key.send(body)[1]["x-ratelimit-remaining-tokens"] == "9"
-    with key.gateway.store.session() as session:
+    with key.gateway.storage.store.session() as session:
         assert session.exec(select(RateBucket)).all() == []
 
 
@@ -298,7 +298,7 @@ def test_a_budget_that_is_spent_is_an_outage_for_the_task(
     _, headers, _ = gateway.send("POST", CHAT, BODY)
     assert headers["x-retort-degraded"] == "true"
     assert teacher.chats == []
-    (row,) = gateway.exchanges()
+    (row,) = gateway.storage.exchanges()
     assert (row.reason, row.teacher_text) == ("degraded", None)
 
 

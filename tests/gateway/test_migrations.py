@@ -8,11 +8,11 @@ from another_process import processes
 from sqlalchemy import Connection, inspect, text
 from sqlmodel import SQLModel
 
-from gateway.database import connect
 from gateway.errors import StoreError
-from gateway.migrations import MIGRATIONS, migrate
-from gateway.store import Store
-from gateway.tables import Bundle, utcnow  # and so every table is known
+from gateway.storage.database import connect
+from gateway.storage.migrations import MIGRATIONS, migrate
+from gateway.storage.store import Store
+from gateway.storage.tables import Bundle, utcnow  # and so every table is known
 
 
 def schema(connection: Connection) -> dict[str, Any]:

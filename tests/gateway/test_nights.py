@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 from prometheus_client import REGISTRY
 
-from gateway import nights
-from gateway.store import Store
-from gateway.tables import Bundle, Evaluation, Run
+from gateway.storage import nights
+from gateway.storage.store import Store
+from gateway.storage.tables import Bundle, Evaluation, Run
 
 EVENING = datetime(2026, 11, 20, 22, tzinfo=UTC)
 

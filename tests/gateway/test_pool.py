@@ -16,7 +16,7 @@ from triage import BODY, MESSAGES, SYSTEM, Promote, Start, live_bundle
 from gateway.app import make_pool
 from gateway.config import Student
 from gateway.errors import UpstreamUnavailable
-from gateway.pool import Pool, affinity_key
+from gateway.upstreams.pool import Pool, affinity_key
 
 CHAT = "/v1/chat/completions"
 

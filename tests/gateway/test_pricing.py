@@ -8,8 +8,8 @@ import pytest
 
 from gateway.config import Config, Price
 from gateway.errors import ConfigError
-from gateway.prices import PriceBook
-from gateway.pricing import TeacherEstimate, Usage, add, cost_usd, read_usage
+from gateway.money.prices import PriceBook
+from gateway.money.pricing import TeacherEstimate, Usage, add, cost_usd, read_usage
 
 PRICE = Price(input_usd=2.5, output_usd=10.0, cached_input_usd=0.25)
 NOVEMBER = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -242,7 +242,7 @@ def test_a_server_of_ones_own_has_no_list_price() -> None:
 
 def test_an_unknown_model_is_named_once_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     prices = book(teacher={"base_url": OPENAI})
-    with caplog.at_level(logging.WARNING, "gateway.prices"):
+    with caplog.at_level(logging.WARNING, "gateway.money.prices"):
         for _ in range(3):
             assert prices.teacher_usd(Usage(prompt=1, completion=1), "gpt-unheard-of") is None
     assert [getattr(record, "model", "") for record in caplog.records] == ["gpt-unheard-of"]

@@ -9,7 +9,7 @@ from running_gateway import wait_until
 from small_bundle import SURE
 from triage import BODY, MESSAGES, Promote, Start, live_bundle
 
-from gateway import bundles
+from gateway.storage import bundles
 from router.router import Router
 
 CHAT = "/v1/chat/completions"
@@ -39,7 +39,7 @@ def test_promotion_and_rollback_under_traffic_lose_no_request(
     for thread in threads:
         thread.start()
     second = promote(gateway)
-    bundles.rollback(gateway.store, "triage")
+    bundles.rollback(gateway.storage.store, "triage")
     wait_until(lambda: live_bundle(gateway) == first)
     stop.set()
     for thread in threads:

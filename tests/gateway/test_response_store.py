@@ -3,10 +3,10 @@
 from datetime import timedelta
 from pathlib import Path
 
-from gateway import exchanges, response_store
-from gateway.spool import Spool
-from gateway.store import Store
-from gateway.tables import StoredResponse, utcnow
+from gateway.storage import exchanges, response_store
+from gateway.storage.spool import Spool
+from gateway.storage.store import Store
+from gateway.storage.tables import StoredResponse, utcnow
 
 
 def row(

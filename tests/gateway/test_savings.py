@@ -12,10 +12,10 @@ import pytest
 from sqlmodel import SQLModel
 
 from gateway.config import Config
-from gateway.line import Line
-from gateway.savings import Plan, Sums, account, together, usd
-from gateway.store import Store
-from gateway.tables import Run
+from gateway.money.savings import Plan, Sums, account, together, usd
+from gateway.storage.line import Line
+from gateway.storage.store import Store
+from gateway.storage.tables import Run
 from retrain.cli import main
 
 SINCE = datetime(2026, 11, 1, tzinfo=UTC)

@@ -10,8 +10,8 @@ import pytest
 from store_process import exchange
 
 from gateway.errors import StoreError
-from gateway.spool import Spool
-from gateway.tables import Exchange
+from gateway.storage.spool import Spool
+from gateway.storage.tables import Exchange
 
 
 def read(spool: Spool) -> list[Exchange]:

@@ -16,12 +16,12 @@ from sqlalchemy import event
 from sqlmodel import select
 from store_process import TASK, exchange
 
-from gateway import exchanges
-from gateway.database import transaction
 from gateway.errors import StoreError
-from gateway.store import Store
-from gateway.tables import Exchange, Request, utcnow
-from gateway.writer import LEDGER_ROWS
+from gateway.storage import exchanges
+from gateway.storage.database import transaction
+from gateway.storage.store import Store
+from gateway.storage.tables import Exchange, Request, utcnow
+from gateway.storage.writer import LEDGER_ROWS
 
 
 def request(row_id: str) -> Request:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.streaming import events, payload
+from gateway.wire.streaming import events, payload
 
 
 class Arriving:

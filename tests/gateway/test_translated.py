@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from gateway.errors import GatewayError, UpstreamError
-from gateway.messages_stream import MessageSpeech
-from gateway.protocol import Body, Sink
-from gateway.responses_stream import ResponseSpeech
-from gateway.translated import Speech, Translated
+from gateway.surfaces.messages_stream import MessageSpeech
+from gateway.surfaces.responses_stream import ResponseSpeech
+from gateway.surfaces.translated import Speech, Translated
+from gateway.wire.protocol import Body, Sink
 
 
 def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:

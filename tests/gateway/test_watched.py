@@ -12,8 +12,8 @@ from running_gateway import wait_until
 from triage import BODY, MESSAGES, Start
 
 from gateway.errors import GatewayError
-from gateway.streaming import TeacherStream, events, payload
-from gateway.watched import Watched
+from gateway.wire.streaming import TeacherStream, events, payload
+from gateway.wire.watched import Watched
 
 CHAT = "/v1/chat/completions"
 UNCLAIMED = {"model": "gpt-large", "messages": [MESSAGES[1]], "stream": True}

@@ -21,11 +21,11 @@ from fake_openai import FakeOpenAI, Reply
 from small_bundle import STRANGE, SURE, UNSURE, make_router, prompts, save_parts
 from triage import SYSTEM, configuration
 
-from gateway import bundles
 from gateway.config import Config
 from gateway.prompt import prompt_hash
-from gateway.store import Store
-from gateway.tables import Evaluation, Run, utcnow
+from gateway.storage import bundles
+from gateway.storage.store import Store
+from gateway.storage.tables import Evaluation, Run, utcnow
 
 START_S = 60.0
 PAUSE_S = 0.02

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ops.known_metrics import gateway_families
 
-from gateway.tables import State
+from gateway.storage.tables import State
 from router.decision import Reason, Route
 
 PAGE = (Path(__file__).parents[2] / "docs/metrics.md").read_text()

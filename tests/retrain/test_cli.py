@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway import exchanges
 from gateway.config import load
-from gateway.store import Store
-from gateway.tables import Feedback, utcnow
+from gateway.storage import exchanges
+from gateway.storage.store import Store
+from gateway.storage.tables import Feedback, utcnow
 from retrain.cli import main
 
 COMMANDS = [

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.tables import Exchange
+from gateway.storage.tables import Exchange
 from retrain.curate import CHARS_PER_TOKEN, curate
 from retrain.splits import split_of
 from router.output import OutputSpec

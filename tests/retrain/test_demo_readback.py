@@ -2,8 +2,8 @@
 
 from store_process import exchange
 
-from gateway.line import Line
-from gateway.store import Store
+from gateway.storage.line import Line
+from gateway.storage.store import Store
 from retrain.demo.readback import read_back
 from retrain.demo.replay import Outcome
 from retrain.demo.scenario import Case

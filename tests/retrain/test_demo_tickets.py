@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from gateway.exchanges import group_key
+from gateway.storage.exchanges import group_key
 from retrain.demo.desk import SYSTEM_PROMPT, desk
 from retrain.demo.options import FULL, QUICK
 from retrain.demo.recorded_teacher import count_tokens

@@ -7,10 +7,10 @@ import pytest
 from night_world import collect, make_config, open_store
 from sqlmodel import select
 
-from gateway import exchanges
 from gateway.lane import output_spec
-from gateway.store import Store
-from gateway.tables import Exchange, State
+from gateway.storage import exchanges
+from gateway.storage.store import Store
+from gateway.storage.tables import Exchange, State
 from retrain.harvest import Harvest, harvest
 from retrain.splits import split_of
 

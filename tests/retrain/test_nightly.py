@@ -9,11 +9,11 @@ import pytest
 from night_world import StudentServer, WordTrainer, collect, make_config, open_store
 from sqlmodel import select
 
-from gateway import bundles, exchanges
 from gateway.config import Config
 from gateway.errors import BundleError
-from gateway.store import Store
-from gateway.tables import BundleState, Evaluation, Run, State
+from gateway.storage import bundles, exchanges
+from gateway.storage.store import Store
+from gateway.storage.tables import BundleState, Evaluation, Run, State
 from retrain.errors import NightError, TrainingError
 from retrain.nightly import run
 from retrain.report import NightReport, read_report

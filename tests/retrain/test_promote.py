@@ -12,11 +12,11 @@ from night_world import StudentServer, make_config, open_store, write_adapter
 from small_bundle import make_router
 from threadpoolctl import threadpool_limits
 
-from gateway import bundles
 from gateway.config import Config
 from gateway.errors import BundleError
 from gateway.prompt import prompt_hash
-from gateway.store import Store
+from gateway.storage import bundles
+from gateway.storage.store import Store
 from retrain.promote import promote_bundle, rollback_task, wait_for
 from router.artifact import save
 from router.router import Router

@@ -15,8 +15,8 @@ from night_world import make_config, open_store
 from sqlmodel import select
 
 from gateway.config import Config
-from gateway.store import Store
-from gateway.tables import Run, utcnow
+from gateway.storage.store import Store
+from gateway.storage.tables import Run, utcnow
 from retrain.errors import NightBusy, NightError
 from retrain.runs import RESUME_H, open_run
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gateway.adapters import load_adapter, loaded, unload_adapter
 from gateway.config import Training
+from gateway.upstreams.adapters import load_adapter, loaded, unload_adapter
 from retrain.ask import Messages, ask_student, probe
 from retrain.errors import StudentError
 from retrain.student_env import ensure_student_env

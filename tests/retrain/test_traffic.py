@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from night_world import make_config, open_store
 
-from gateway import exchanges
+from gateway.storage import exchanges
 from retrain.errors import TrafficError
 from retrain.evaluate import gold_of
 from retrain.traffic import Imported, import_traffic, read_traffic

@@ -7,11 +7,11 @@ import pytest
 from night_world import collect, make_config, open_store
 from sqlmodel import select
 
-from gateway import exchanges
 from gateway.config import Task
 from gateway.lane import output_spec
-from gateway.store import Store
-from gateway.tables import Dataset, DatasetRow, Exchange, State
+from gateway.storage import exchanges
+from gateway.storage.store import Store
+from gateway.storage.tables import Dataset, DatasetRow, Exchange, State
 from retrain.answers import answers_to, read_answers
 from retrain.assess import teachers, uncorrected
 from retrain.errors import LeakageError, NightError

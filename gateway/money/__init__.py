@@ -1,0 +1,1 @@
+"""Prices, what a call costs, and what distilling saves."""

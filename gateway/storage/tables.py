@@ -1,0 +1,398 @@
+"""The database, table by table. Rows are written as given; ids and times come from the caller.
+
+`exchange` is the retraining queue: one row per request of a task that the teacher answered
+(fallback) or checked (audit), with its current state; `exchange_event` is its append-only history.
+"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, Integer, text
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+
+def utcnow() -> datetime:
+    return datetime.now(UTC)
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """Aware UTC in, aware UTC out, also on SQLite, which keeps no zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
+
+
+BigId = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class State(StrEnum):
+    """Where an exchange is on its way into a dataset."""
+
+    #: stored, with or without the teacher's answer
+    CAPTURED = "captured"
+    #: curation dropped it; the event says why
+    REJECTED = "rejected"
+    #: usable, and on the training side of the split
+    TRAINABLE = "trainable"
+    #: usable, and kept for calibration or evaluation for ever
+    HELD_OUT = "held_out"
+    #: member of at least one dataset version
+    IN_DATASET = "in_dataset"
+    #: text removed on request
+    ERASED = "erased"
+
+
+class BundleState(StrEnum):
+    CANDIDATE = "candidate"
+    CHAMPION = "champion"
+    RETIRED = "retired"
+    REJECTED = "rejected"
+
+
+class Request(SQLModel, table=True):
+    """The ledger: one row per request, of a task or of none (task ``-``), and one per call that was
+    paid beside it (an audit). No text. The gateway writes its rows as `storage/line.py: Line`.
+
+    Dollars are null where a price or a count is unknown, never 0.
+    """
+
+    __tablename__ = "request"
+    id: str = Field(primary_key=True)
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False, index=True))
+    task: str = Field(index=True)
+    route: str
+    reason: str
+    bundle: str | None = None
+    status: int
+    stream: bool = False
+    score: float | None = None
+    p_ood: float | None = None
+    duration_ms: float
+    first_token_ms: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost_usd: float | None = None
+    """What was paid for it, audits aside: student_usd and teacher_usd."""
+    teacher_cost_usd: float | None = None
+    """What the teacher would have cost, or did; null where a price or a count is unknown."""
+    caller: str = ""
+    """Id of the API key; empty where none is needed."""
+    completion_id: str | None = Field(default=None, index=True)
+    """The `id` of the answer the client received."""
+    kind: str = "answer"
+    """answer: a request; audit: the teacher asked about a student's answer; judge, label: calls of
+    the retraining loop."""
+    parent: str | None = None
+    """Of an audit: id of the request."""
+    endpoint: str = "chat/completions"
+    """chat/completions | completions | embeddings | responses | messages | other"""
+    model: str | None = None
+    """Who answered, as the answer names it; of a student its adapter."""
+    retries: int = 0
+    """The client's own repeats of this request before this one, as its SDK counts them."""
+    cached_tokens: int | None = None
+    """Part of prompt_tokens, as the next."""
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    """Part of completion_tokens."""
+    audio_tokens: int | None = None
+    """Of both."""
+    student_usd: float | None = None
+    """What the student's draft cost, served or not; 0 where it made none."""
+    teacher_usd: float | None = None
+    """What the teacher was paid; 0 where it was not asked."""
+    estimated: bool = False
+    """teacher_cost_usd is an estimate: the teacher was not asked."""
+    queue_ms: float | None = None
+    """Time it waited in line for the teacher; null where there was no line."""
+    student_ms: float | None = None
+    """Time it waited for the student; null where that was not asked."""
+    teacher_ms: float | None = None
+    """The same of the teacher, queue_ms included."""
+    overhead_ms: float | None = None
+    """What remains of duration_ms: the gateway's own time."""
+
+
+class Exchange(SQLModel, table=True):
+    __tablename__ = "exchange"
+    __table_args__ = (Index("ix_exchange_queue", "task", "state", "at"),)
+    id: str = Field(primary_key=True)
+    """The request id the client received."""
+    dedupe_key: str = Field(unique=True)
+    """SHA-256 of task and request body: a client's retry of the same request is the same row."""
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False, index=True))
+    task: str
+    group_key: str = Field(index=True)
+    """Rows of one group (conversation, or near-identical prompt) never sit on two split sides."""
+    prompt: str
+    """The user text the student and the router see."""
+    body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    """The request as the client sent it."""
+    teacher_text: str | None = None
+    teacher_model: str | None = None
+    student_text: str | None = None
+    route: str
+    reason: str
+    score: float | None = None
+    p_ood: float | None = None
+    correction: str | None = None
+    """The right answer, from feedback; it stands in the teacher's place."""
+    loss: float | None = None
+    """Disagreement of student_text with the correction, else with teacher_text, where known."""
+    sampled: bool = False
+    """Chosen independently of route and content: sampled rows are traffic as it is."""
+    propensity: float = 1.0
+    """Probability with which `sampled` was drawn."""
+    bundle: str | None = None
+    check: str | None = None
+    """Name of the check that student_text failed."""
+    prompt_hash: str = ""
+    """Hash of the prompt contract in force."""
+    caller: str = ""
+    """Id of the API key; empty where none is needed."""
+    state: str = State.CAPTURED
+    seen: int = 1
+    """How often the same request came."""
+    attempts: int = 0
+    lease_owner: str | None = None
+    lease_until: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+
+
+class ExchangeEvent(SQLModel, table=True):
+    __tablename__ = "exchange_event"
+    id: int | None = Field(default=None, sa_column=Column(BigId, primary_key=True))
+    exchange_id: str = Field(index=True)
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    state: str
+    detail: str = ""
+
+
+class Dataset(SQLModel, table=True):
+    """An immutable dataset version; its id is the hash of its manifest."""
+
+    __tablename__ = "dataset"
+    id: str = Field(primary_key=True)
+    task: str = Field(index=True)
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    sha256: str
+    manifest: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+
+
+class DatasetRow(SQLModel, table=True):
+    __tablename__ = "dataset_row"
+    dataset_id: str = Field(primary_key=True)
+    exchange_id: str = Field(primary_key=True, index=True)
+    split: str
+    """train | calibration | test"""
+
+
+class Bundle(SQLModel, table=True):
+    __tablename__ = "bundle"
+    __table_args__ = (
+        Index(
+            "ix_bundle_one_champion",
+            "task",
+            unique=True,
+            sqlite_where=text("state = 'champion'"),
+            postgresql_where=text("state = 'champion'"),
+        ),
+    )
+    id: str = Field(primary_key=True)
+    task: str = Field(index=True)
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    state: str = BundleState.CANDIDATE
+    path: str
+    """Folder with bundle.json, adapter/ and router/."""
+    adapter: str
+    """Name under which the student server knows the adapter."""
+    parent: str | None = None
+    """The champion it was compared with."""
+    dataset_id: str | None = None
+    run_id: str | None = None
+    summary: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+class BundleEvent(SQLModel, table=True):
+    __tablename__ = "bundle_event"
+    id: int | None = Field(default=None, sa_column=Column(BigId, primary_key=True))
+    bundle_id: str = Field(index=True)
+    task: str = Field(index=True)
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    event: str
+    """registered | promoted | retired | rolled_back | rejected"""
+    detail: str = ""
+
+
+class Run(SQLModel, table=True):
+    """One night (or one step of it run by hand)."""
+
+    __tablename__ = "run"
+    id: str = Field(primary_key=True)
+    task: str = Field(index=True)
+    kind: str
+    started_at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    ended_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+    state: str = "running"
+    """running | done | failed"""
+    step: str = ""
+    verdict: str | None = None
+    detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+class Evaluation(SQLModel, table=True):
+    """How one bundle did on the test split of one dataset version."""
+
+    __tablename__ = "evaluation"
+    id: int | None = Field(default=None, sa_column=Column(BigId, primary_key=True))
+    bundle_id: str = Field(index=True)
+    dataset_id: str
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    n: int
+    agreement: float
+    agreement_low: float
+    agreement_high: float
+    detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+class ApiKey(SQLModel, table=True):
+    """Who may call, what, and how much. The key itself stands nowhere, its hash in
+    `api_key_secret`."""
+
+    __tablename__ = "api_key"
+    __table_args__ = (
+        Index(
+            "ix_api_key_name_in_use",
+            "name",
+            unique=True,
+            sqlite_where=text("revoked_at IS NULL"),
+            postgresql_where=text("revoked_at IS NULL"),
+        ),
+    )
+    id: str = Field(primary_key=True)
+    name: str
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    tasks: list[str] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    """Names of tasks, and `-` for traffic no task claims; null: everything."""
+    may_route: bool = False
+    admin: bool = False
+    rpm: int | None = None
+    tpm: int | None = None
+    daily_usd: float | None = None
+    monthly_usd: float | None = None
+    expires_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+    revoked_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+    version: int = Field(index=True)
+    """Of `api_key_version` when this row last changed."""
+
+
+class ApiKeySecret(SQLModel, table=True):
+    """One value of a key: the current one, and after a rotation the one before, until its end."""
+
+    __tablename__ = "api_key_secret"
+    sha256: str = Field(primary_key=True)
+    key_id: str = Field(index=True)
+    shown: str
+    """The first characters of the key, to tell one from another."""
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    expires_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+
+
+class ApiKeyVersion(SQLModel, table=True):
+    """One row: how often keys were changed. Whoever changes one counts up in the same
+    transaction, so that a gateway can ask for what is new."""
+
+    __tablename__ = "api_key_version"
+    id: int = Field(primary_key=True)
+    version: int
+
+
+class RateBucket(SQLModel, table=True):
+    """The state of one rate limit, for all gateways together."""
+
+    __tablename__ = "rate_bucket"
+    id: str = Field(primary_key=True)
+    """`requests:` or `tokens:` and the id of the key."""
+    full_at: float
+    """Unix time when the whole limit will be free again; in the past: it is."""
+
+
+class Spending(SQLModel, table=True):
+    """Dollars of one budget that gateways have taken in one period: spent, or held to be spent."""
+
+    __tablename__ = "spending"
+    account: str = Field(primary_key=True)
+    """`task:` and its name, or `key:` and its id."""
+    period: str = Field(primary_key=True)
+    """A day or month of UTC: 2026-11-24, 2026-11."""
+    taken_usd: float
+
+
+class StoredCompletion(SQLModel, table=True):
+    """A chat completion the application asked to keep (``store: true``), as it received it."""
+
+    __tablename__ = "stored_completion"
+    __table_args__ = (Index("ix_stored_completion_owner", "caller", "id"),)
+    id: str = Field(primary_key=True)
+    """The request id; ids sort by time."""
+    completion_id: str = Field(index=True)
+    caller: str = ""
+    task: str
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    route: str
+    reason: str
+    model: str
+    """As the answer names it."""
+    asked_model: str
+    """As the request named it."""
+    dedupe_key: str = Field(index=True)
+    """Of the exchange that holds the same request."""
+    labels: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """The application's metadata, which it may replace."""
+    body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    answer: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    deleted: bool = False
+    """Its text is gone; what is left keeps the id taken, and cursors valid."""
+
+
+class Feedback(SQLModel, table=True):
+    """What an application or a person said of one answer. The newest word counts."""
+
+    __tablename__ = "feedback"
+    id: str = Field(primary_key=True)
+    """The request id."""
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    task: str = Field(index=True)
+    caller: str = ""
+    rating: str | None = None
+    """up | down"""
+    score: float | None = None
+    """In [0, 1]."""
+    correction: str | None = None
+    comment: str | None = None
+    exchange_id: str | None = Field(default=None, index=True)
+    """The row of the queue that the correction went to."""
+
+
+class StoredResponse(SQLModel, table=True):
+    """A response of the Responses API that was made here, and what was said before it."""
+
+    __tablename__ = "response"
+    id: str = Field(primary_key=True)
+    caller: str
+    """Id of the API key; nobody else may see the row."""
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False, index=True))
+    request_id: str = Field(index=True)
+    thread: str = Field(index=True)
+    """Id of the first response of the conversation."""
+    items: list[dict[str, Any]] = Field(sa_column=Column(JSON, nullable=False))
+    """The conversation up to this response, as input items, without instructions."""
+    body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    """The response as the client got it."""

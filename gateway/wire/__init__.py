@@ -1,0 +1,1 @@
+"""Bytes to fields and back: requests, answers, events, and where a stream ends."""

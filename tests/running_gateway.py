@@ -2,7 +2,7 @@
 
 with RunningGateway(config) as gateway:
     gateway.client().chat.completions.create(...)
-    gateway.storage.exchanges()
+    gateway.exchanges()
 """
 
 import json

@@ -130,6 +130,6 @@ def promote_bundle(gateway: RunningGateway, router: Router, source: Path) -> str
         dataset_id="d1",
         detail={},
     )
-    bundles.register(gateway.storage.store, files, None, None, {})
-    bundles.promote(gateway.storage.store, files.id)
+    bundles.register(gateway.store, files, None, None, {})
+    bundles.promote(gateway.store, files.id)
     return files.id

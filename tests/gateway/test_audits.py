@@ -19,9 +19,9 @@ def test_sampled_answers_are_audited_after_they_were_given(
         _, headers, data = gateway.send("POST", CHAT, body)
         assert headers["x-retort-route"] == "student"
         assert b"parcel" in data
-    assert gateway.storage.exchanges() == []
-    wait_until(lambda: len(gateway.storage.exchanges()) == 2)
-    for row in gateway.storage.exchanges():
+    assert gateway.exchanges() == []
+    wait_until(lambda: len(gateway.exchanges()) == 2)
+    for row in gateway.exchanges():
         assert (row.route, row.reason) == ("student", "trusted")
         assert (row.student_text, row.teacher_text, row.loss) == ("parcel", "refund", 1.0)
         assert (row.sampled, row.propensity) == (True, 1.0)
@@ -37,7 +37,7 @@ def test_failed_audits_are_counted_and_harm_nobody(serving: Start, teacher: Fake
     teacher.reply = Reply(status=500)
     assert gateway.send("POST", CHAT, BODY)[0] == 200
     wait_until(lambda: gateway.metric(line) == before + 1)
-    assert gateway.storage.exchanges() == []
+    assert gateway.exchanges() == []
 
 
 def test_text_that_may_not_be_kept_is_not_audited(serving: Start, teacher: FakeOpenAI) -> None:
@@ -54,10 +54,10 @@ def test_audits_are_finished_before_the_gateway_stops(serving: Start, teacher: F
     for number in range(4):
         gateway.send("POST", CHAT, BODY | {"user": str(number)})
     gateway.stop()
-    rows = gateway.storage.exchanges()
+    rows = gateway.exchanges()
     assert len(rows) == 4
     assert {row.loss for row in rows} == {0.0}
-    gateway.storage.store.close()
+    gateway.store.close()
 
 
 def test_nothing_is_audited_without_being_drawn(serving: Start, teacher: FakeOpenAI) -> None:

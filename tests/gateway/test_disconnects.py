@@ -35,7 +35,7 @@ def test_leaving_before_the_first_byte_stops_the_teacher(
     messages = MESSAGES if claimed else [MESSAGES[1]]
     leave_when(gateway, teacher, {"model": "m", "messages": messages, "stream": stream})
     teacher.wait_for(lambda server: server.disconnects == 1)
-    assert gateway.storage.exchanges() == []
+    assert gateway.exchanges() == []
     if claimed:
         assert gateway.ledger()[0].status == 499
 
@@ -62,7 +62,7 @@ def test_leaving_in_the_middle_of_a_stream_stops_the_teacher(
     body = {"model": "m", "messages": messages, "stream": True}
     leave_when(gateway, teacher, body, seen=b"one")
     teacher.wait_for(lambda server: server.disconnects == 1)
-    assert gateway.storage.exchanges() == []
+    assert gateway.exchanges() == []
     hold = teacher.reply.hold
     assert hold is not None
     hold.set()
@@ -79,6 +79,6 @@ def test_an_answer_the_teacher_has_completed_is_kept_though_the_client_left(
     # complete, but the connection stays open: usage might still come
     teacher.reply = Reply(raw_then_hang=events)
     leave_when(gateway, teacher, BODY | {"stream": True}, seen=b"parcel")
-    wait_until(lambda: len(gateway.storage.exchanges()) == 1)
+    wait_until(lambda: len(gateway.exchanges()) == 1)
     assert gateway.exchange().teacher_text == "parcel"
     teacher.wait_for(lambda server: server.in_flight == 0)

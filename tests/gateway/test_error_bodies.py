@@ -187,7 +187,7 @@ def test_mid_stream_errors_are_events_and_never_a_clean_end(
         assert b"one" in raw and b"[DONE]" not in raw
         with pytest.raises(openai.APIError, match=message):
             list(gateway.client().chat.completions.create(**BODY, stream=True))
-    assert gateway.storage.exchanges() == []
+    assert gateway.exchanges() == []
     assert {row.status for row in gateway.ledger(4)} == {502}
 
 

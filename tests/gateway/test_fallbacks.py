@@ -45,7 +45,7 @@ def test_row_is_durable_before_the_end_of_a_stream(start: Start, teacher: FakeOp
     with gateway.connect() as connection:
         post(connection, STREAM)
         read_until(connection, b"one")
-        assert gateway.storage.exchanges() == []
+        assert gateway.exchanges() == []
         going_on.set()
         read_until(connection, b'"finish_reason":"stop"')
         assert gateway.exchange().teacher_text == "one two three"
@@ -110,7 +110,7 @@ def test_drafts_that_may_not_be_served_are_never_seen(
         assert headers["x-retort-reason"] == reason
         assert b"refund" in data
         assert not any(word in data for word in (b"banana", b"parcel", b"sorry"))
-    rows = gateway.storage.exchanges()
+    rows = gateway.exchanges()
     assert [row.reason for row in rows] == [reason for _, reason in bad]
     assert {row.teacher_text for row in rows} == {"refund"}
 
@@ -137,14 +137,14 @@ def test_refused_text_is_not_kept_but_counted(start: Start, stream: bool) -> Non
     gateway.send("POST", "/v1/chat/completions", body | {"store": False})
     gateway.send("POST", "/v1/chat/completions", body, {"x-retort-no-store": "1"})
     assert len(gateway.ledger(2)) == 2
-    assert gateway.storage.exchanges() == []
+    assert gateway.exchanges() == []
 
 
 def test_task_without_payloads_keeps_no_text(start: Start) -> None:
     gateway = start(store_payloads=False)
     gateway.send("POST", "/v1/chat/completions", BODY)
     assert len(gateway.ledger()) == 1
-    assert gateway.storage.exchanges() == []
+    assert gateway.exchanges() == []
 
 
 @pytest.mark.parametrize(

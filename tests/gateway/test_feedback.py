@@ -51,7 +51,7 @@ def test_a_correction_reaches_the_row_and_the_newest_word_counts(gateway: Runnin
     status, body = said(gateway, id=completion, rating="down", correction="refund", comment="no")
     assert (status, body["id"], body["trainable"]) == (200, request, True)
     assert "why" not in body
-    row, events = exchanges.show(gateway.storage.store, request)
+    row, events = exchanges.show(gateway.store, request)
     assert (row.correction, row.teacher_text, row.state) == ("refund", "parcel", State.CAPTURED)
     assert events[-1].detail == "corrected"
     _, shown = gateway.json(f"{FEEDBACK}?id={completion}")
@@ -60,10 +60,10 @@ def test_a_correction_reaches_the_row_and_the_newest_word_counts(gateway: Runnin
     status, body = said(gateway, id=request, score=0.25)
     assert (status, body["score"], body["rating"], body["comment"]) == (200, 0.25, None, None)
     assert (body["correction"], body["trainable"]) == (None, False)
-    row, events = exchanges.show(gateway.storage.store, request)
+    row, events = exchanges.show(gateway.store, request)
     assert (row.correction, events[-1].detail) == (None, "correction withdrawn")
-    assert [one.id for one in kept(gateway.storage.store)] == [request]
-    assert exchanges.show(gateway.storage.store, other)[0].correction is None
+    assert [one.id for one in kept(gateway.store)] == [request]
+    assert exchanges.show(gateway.store, other)[0].correction is None
 
 
 def test_feedback_is_counted(start: Start) -> None:
@@ -93,7 +93,7 @@ def test_feedback_belongs_to_whoever_asked(start: Start, monkeypatch: pytest.Mon
         assert (status, body["error"]["code"]) == (404, "not_found")
     assert said(gateway, one, id=ids[1], rating="up")[0] == 200
     assert gateway.send("GET", f"{FEEDBACK}?id={ids[0]}", headers=two)[0] == 404
-    assert [one.rating for one in kept(gateway.storage.store)] == ["up"]
+    assert [one.rating for one in kept(gateway.store)] == ["up"]
 
 
 def test_a_draft_that_was_right_after_all_is_no_longer_held_against_the_student(
@@ -120,8 +120,8 @@ def test_a_student_s_answer_becomes_a_row_from_what_is_stored_or_sent_along(
     status, body = said(gateway, id=bare, correction="refund")
     assert (status, body["trainable"]) == (200, False)
     assert "messages" in body["why"]
-    assert gateway.storage.exchanges() == []  # the feedback is kept all the same
-    assert kept(gateway.storage.store)[0].correction == "refund"
+    assert gateway.exchanges() == []  # the feedback is kept all the same
+    assert kept(gateway.store)[0].correction == "refund"
     _, body = said(gateway, id=bare, correction="refund", messages=MESSAGES)
     assert body["trainable"]
     row = gateway.exchange()
@@ -142,13 +142,13 @@ def test_a_student_s_answer_becomes_a_row_from_what_is_stored_or_sent_along(
     # with a stored completion nothing need be sent along
     stored, completion = asked(gateway, store=True, user="stored")
     assert said(gateway, id=completion, correction="refund")[1]["trainable"]
-    row, _ = exchanges.show(gateway.storage.store, stored)
+    row, _ = exchanges.show(gateway.store, stored)
     assert (row.student_text, row.loss, row.reason) == ("parcel", 1.0, "trusted")
     # and what is deleted takes the words said of it along
     gateway.client().chat.completions.delete(completion)
-    row, _ = exchanges.show(gateway.storage.store, stored)
+    row, _ = exchanges.show(gateway.store, stored)
     assert (row.state, row.correction) == (State.ERASED, None)
-    assert kept(gateway.storage.store)[-1].correction is None
+    assert kept(gateway.store)[-1].correction is None
     assert "erased" in said(gateway, id=stored, correction="refund")[1]["why"]
 
 
@@ -163,10 +163,10 @@ def test_a_correction_that_breaks_the_output_rules_teaches_nothing(start: Start)
 
 def test_a_rejected_row_is_judged_again(gateway: RunningGateway) -> None:
     request, _ = asked(gateway)
-    exchanges.move(gateway.storage.store, [request], State.REJECTED, "refusal")
+    exchanges.move(gateway.store, [request], State.REJECTED, "refusal")
     said(gateway, id=request, correction="refund")
     assert gateway.exchange().state == State.CAPTURED
-    exchanges.move(gateway.storage.store, [request], State.TRAINABLE)
+    exchanges.move(gateway.store, [request], State.TRAINABLE)
     said(gateway, id=request, correction="password")
     assert gateway.exchange().state == State.TRAINABLE  # in use, with its new answer
     said(gateway, id=request, rating="up")
@@ -180,7 +180,7 @@ def test_feedback_that_says_no_store_keeps_no_text(start: Start) -> None:
     for headers, more in (({"x-retort-no-store": "1"}, {}), ({}, {"store": False})):
         status, body = said(gateway, headers, **words, **more)
         assert (status, body["rating"], body["trainable"]) == (200, "down", False)
-    (row,) = kept(gateway.storage.store)
+    (row,) = kept(gateway.store)
     assert (row.rating, row.correction, row.comment) == ("down", None, None)
     assert gateway.exchange().correction is None
 
@@ -234,17 +234,17 @@ def test_odd_ids_are_unknown_and_nothing_worse(gateway: RunningGateway) -> None:
 def test_without_a_database_feedback_can_be_tried_again_and_nothing_is_half_written(
     gateway: RunningGateway, request: pytest.FixtureRequest
 ) -> None:
-    on_postgres = gateway.storage.store.engine.dialect.name == "postgresql"
+    on_postgres = gateway.store.engine.dialect.name == "postgresql"
     server: Postgres | None = request.getfixturevalue("postgres_server") if on_postgres else None
     name, _ = asked(gateway)
-    with outage(gateway.storage.store, server):
+    with outage(gateway.store, server):
         status, headers, data = gateway.send(
             "POST", FEEDBACK, {"id": name, "rating": "down", "correction": "refund"}
         )
         assert (status, headers["x-should-retry"]) == (503, "true")
         assert json.loads(data)["error"]["code"] == "store_unavailable"
-    wait_until(lambda: gateway.storage.store.healthy, 20)
-    assert kept(gateway.storage.store) == []
+    wait_until(lambda: gateway.store.healthy, 20)
+    assert kept(gateway.store) == []
     assert gateway.exchange().correction is None
     assert said(gateway, id=name, rating="down", correction="refund")[0] == 200
     assert gateway.exchange().correction == "refund"
@@ -291,5 +291,5 @@ def test_requests_no_task_claims_can_be_rated_and_teach_nothing(start: Start) ->
     request, _ = asked(gateway, messages=[{"role": "user", "content": "hi"}])
     status, body = said(gateway, id=request, rating="down", correction="refund", messages=MESSAGES)
     assert (status, body["task"], body["trainable"]) == (200, "-", False)
-    assert gateway.storage.exchanges() == []
+    assert gateway.exchanges() == []
     assert gateway.metric('retort_feedback_total{kind="down",task="-"}') > 0

@@ -268,7 +268,7 @@ def test_known_keys_outlive_the_database_and_bad_ones_are_still_401(
         sections = {"server": {"keys": "database"}, "store": {"url": url}}
         config = configuration(tmp_path / "state", fakes, {"mode": "collect"}, **sections)
         gateway = RunningGateway(config)
-        key = make(gateway.storage.store, "app", rpm=100, daily_usd=50.0)
+        key = make(gateway.store, "app", rpm=100, daily_usd=50.0)
         with gateway:
 
             def status(key: str) -> int:
@@ -289,7 +289,7 @@ def test_a_start_without_the_database_refuses_bad_keys_and_asks_others_to_wait(
         sections = {"server": {"keys": "database"}, "store": {"url": url}}
         config = configuration(tmp_path / "state", fakes, {"mode": "collect"}, **sections)
         gateway = RunningGateway(config)
-        key = make(gateway.storage.store, "app")
+        key = make(gateway.store, "app")
         postgres_server.close_to(url, closed=True)
         with gateway:
             assert gateway.send("GET", "/v1/models", b"", bearer("sk-bad"))[0] == 401

@@ -121,7 +121,7 @@ def test_the_ledger_adds_up(serving: Start, teacher: FakeOpenAI, student: FakeOp
     gateway.send("POST", CHAT, BODY)
     gateway.ledger(3)
     until = utcnow() + timedelta(minutes=1)
-    sums = account(gateway.storage.store, gateway.config, until - timedelta(hours=1), until).total
+    sums = account(gateway.store, gateway.config, until - timedelta(hours=1), until).total
     assert (sums.requests, sums.served, sums.audits, sums.unknown) == (2, 1, 1, 0)
     assert sums.student_usd == pytest.approx(0.00101)
     assert sums.teacher_usd == sums.audit_usd == pytest.approx(0.0103)

@@ -155,7 +155,7 @@ def test_a_key_without_limits_sees_the_teachers(
     key = keyed(start, tmp_path, {})
     for body in (BODY, UNCLAIMED):
         assert key.send(body)[1]["x-ratelimit-remaining-tokens"] == "9"
-    with key.gateway.storage.store.session() as session:
+    with key.gateway.store.session() as session:
         assert session.exec(select(RateBucket)).all() == []
 
 
@@ -298,7 +298,7 @@ def test_a_budget_that_is_spent_is_an_outage_for_the_task(
     _, headers, _ = gateway.send("POST", CHAT, BODY)
     assert headers["x-retort-degraded"] == "true"
     assert teacher.chats == []
-    (row,) = gateway.storage.exchanges()
+    (row,) = gateway.exchanges()
     assert (row.reason, row.teacher_text) == ("degraded", None)
 
 

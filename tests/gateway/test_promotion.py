@@ -39,7 +39,7 @@ def test_promotion_and_rollback_under_traffic_lose_no_request(
     for thread in threads:
         thread.start()
     second = promote(gateway)
-    bundles.rollback(gateway.storage.store, "triage")
+    bundles.rollback(gateway.store, "triage")
     wait_until(lambda: live_bundle(gateway) == first)
     stop.set()
     for thread in threads:

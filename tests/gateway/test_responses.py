@@ -442,8 +442,8 @@ def test_conversations_go_on_from_a_stored_response_without_its_instructions(
         {"role": "assistant", "content": "refund"},
         {"role": "user", "content": "?"},
     ]
-    assert [row.task for row in gateway.storage.exchanges()] == ["triage", "triage"]
-    assert len({row.group_key for row in gateway.storage.exchanges()}) == 1
+    assert [row.task for row in gateway.exchanges()] == ["triage", "triage"]
+    assert len({row.group_key for row in gateway.exchanges()}) == 1
 
     assert api.responses.retrieve(second.id) == second
     with pytest.raises(openai.BadRequestError, match="background"):
@@ -530,7 +530,7 @@ def test_nothing_is_kept_where_somebody_said_so(
     status, response = posted(gateway, ASK | more, **headers)
     assert (status, response["store"]) == (200, False)
     assert gateway.send("GET", f"{URL}/{response['id']}")[0] == 404
-    assert gateway.storage.exchanges() == []
+    assert gateway.exchanges() == []
 
 
 def test_metadata_of_what_is_not_stored_stays_here(start: Start, teacher: FakeOpenAI) -> None:
@@ -682,7 +682,7 @@ def test_a_doubtful_draft_of_a_response_escalates_like_any_other(
         _, headers, raw = gateway.send("POST", URL, ASK | {"stream": stream})
         assert (headers["x-retort-route"], headers["x-retort-reason"]) == ("teacher", "unsure")
         assert b"refund" in raw and b'"parcel"' not in raw
-    rows = gateway.storage.exchanges()
+    rows = gateway.exchanges()
     assert [(row.student_text, row.teacher_text) for row in rows] == [("parcel", "refund")] * 2
     wait_until(lambda: len(gateway.ledger(2)) == 2)
 
@@ -690,7 +690,7 @@ def test_a_doubtful_draft_of_a_response_escalates_like_any_other(
 def test_stored_responses_wait_out_an_outage_of_the_database(start: Start) -> None:
     gateway = start()
     response = posted(gateway, ASK)[1]
-    with outage(gateway.storage.store, None):
+    with outage(gateway.store, None):
         # answered all the same, and its row spooled
         status, during = posted(gateway, ASK)
         assert status == 200

@@ -143,7 +143,7 @@ async def test_the_teachers_streams_are_relayed_with_identical_content(
         *events, done = read(raw)
         assert [json.loads(event) for event in events] == case.events, f"seed {case.seed}"
         assert done == "[DONE]"
-    kept = {row.body["user"]: row.teacher_text for row in gateway.storage.exchanges()}
+    kept = {row.body["user"]: row.teacher_text for row in gateway.exchanges()}
     assert kept == {str(case.seed): case.text or None for case in cases}
 
 

@@ -41,7 +41,7 @@ def test_database_outage_is_served_through_and_its_rows_come_later(
             assert (code, state["ready"], state["store"]["healthy"]) == (200, True, False)
             assert "database is away" in state["problems"]["store"]
             assert state["store"]["spool_rows"] >= 3
-        wait_until(lambda: len(gateway.storage.exchanges()) == 3, 20)
+        wait_until(lambda: len(gateway.exchanges()) == 3, 20)
         wait_until(lambda: "store" not in gateway.json("/readyz")[1]["problems"])
         assert len(gateway.ledger(3)) == 3
 

@@ -124,7 +124,7 @@ def test_rows_belong_to_their_caller(start: Start, monkeypatch: pytest.MonkeyPat
         others.update(made.id, metadata={"a": "b"})
     # nor does their deletion take the row of the queue, which is the first caller's
     others.delete(theirs.id)
-    assert gateway.storage.exchanges()[0].prompt != ""
+    assert gateway.exchanges()[0].prompt != ""
     assert mine.retrieve(made.id).id == made.id
 
 
@@ -135,7 +135,7 @@ def test_a_student_s_answer_is_stored_too(
     gateway = serving()
     status, headers, data = gateway.send("POST", CHAT, STORE | {"stream": stream})
     assert (status, headers["x-retort-route"]) == (200, "student")
-    (row,) = stored(gateway.storage.store)
+    (row,) = stored(gateway.store)
     assert (row.id, row.route) == (headers["x-request-id"], "student")
     assert row.completion_id.encode() in data
     assert row.answer["choices"][0]["message"]["content"] == "parcel"
@@ -146,7 +146,7 @@ def test_a_student_s_answer_is_stored_too(
     assert kept.model == "gpt-large" and kept.object == "chat.completion"
     gateway.client().chat.completions.delete(row.completion_id)
     assert not [r for r in teacher.requests if r.method == "DELETE"]
-    (erased,) = gateway.storage.exchanges()  # so that no audit brings the text back
+    (erased,) = gateway.exchanges()  # so that no audit brings the text back
     assert (erased.id, erased.state) == (row.id, State.ERASED)
 
 
@@ -158,7 +158,7 @@ def test_a_stream_is_stored_as_the_completion_it_makes_up(
     body = STORE | {"stream": True, "n": 2, "logprobs": True}
     _, _, data = gateway.send("POST", CHAT, body)
     assert data.endswith(b"data: [DONE]\n\n")
-    (row,) = stored(gateway.storage.store)
+    (row,) = stored(gateway.store)
     assert [c["message"]["content"] for c in row.answer["choices"]] == ["one two three"] * 2
     assert [c["index"] for c in row.answer["choices"]] == [0, 1]
     assert [t["token"] for t in row.answer["choices"][0]["logprobs"]["content"]] == [
@@ -175,7 +175,7 @@ def test_an_answer_that_failed_is_not_stored(start: Start, teacher: FakeOpenAI) 
     assert b'"error"' in data
     teacher.reply = Reply(status=400)
     assert gateway.send("POST", CHAT, STORE)[0] == 400
-    assert stored(gateway.storage.store) == []
+    assert stored(gateway.store) == []
 
 
 def test_tool_calls_come_back_in_one_piece() -> None:
@@ -244,32 +244,32 @@ def test_deleting_erases_the_row_of_the_queue_and_the_teachers_copy(
     first = asked(gateway, messages=messages, metadata={"who": canary})
     # the same again is another completion of the same row
     second = asked(gateway, messages=messages, metadata={"who": canary})
-    (row,) = gateway.storage.exchanges()
+    (row,) = gateway.exchanges()
     assert canary in row.prompt and row.seen == 2
     gateway.client().chat.completions.delete(second)
-    (row,) = gateway.storage.exchanges()
+    (row,) = gateway.exchanges()
     assert (row.state, row.prompt, row.body, row.teacher_text) == (State.ERASED, "", {}, None)
-    _, events = exchanges.show(gateway.storage.store, row.id)
+    _, events = exchanges.show(gateway.store, row.id)
     assert events[-1].detail == "stored completion deleted"
     assert [r.path for r in teacher.requests if r.method == "DELETE"] == [f"{CHAT}/{second}"]
     gateway.client().chat.completions.delete(first)
-    if gateway.storage.store.engine.dialect.name == "sqlite":
+    if gateway.store.engine.dialect.name == "sqlite":
         assert canary not in files_of(gateway)
 
 
 def files_of(gateway: RunningGateway) -> str:
     """All bytes of the database file and everything beside it, the spool included."""
     folder = gateway.config.state
-    database = gateway.storage.store.engine.url.database or ""
+    database = gateway.store.engine.url.database or ""
     paths = {*Path(database).parent.glob(f"{Path(database).name}*"), *folder.rglob("*")}
     return b"".join(path.read_bytes() for path in paths if path.is_file()).decode("latin-1")
 
 
 def test_an_operators_erasure_takes_the_stored_copies_along(gateway: RunningGateway) -> None:
     made = asked(gateway)
-    erasure = exchanges.erase(gateway.storage.store, [gateway.exchange().id])
+    erasure = exchanges.erase(gateway.store, [gateway.exchange().id])
     assert (erasure.rows, erasure.completions) == (1, 1)
-    assert [(row.body, row.answer, row.deleted) for row in stored(gateway.storage.store)] == [
+    assert [(row.body, row.answer, row.deleted) for row in stored(gateway.store)] == [
         ({}, {}, True)
     ]
     assert gateway.send("GET", f"{CHAT}/{made}")[0] == 404
@@ -330,7 +330,7 @@ def test_what_must_not_be_kept_is_kept_nowhere(
     student.reply = Reply(text="refund", logprob=UNSURE)
     second = gateway.send("POST", CHAT, body, headers)
     assert [sent[1]["x-retort-route"] for sent in (first, second)] == ["student", "teacher"]
-    with outage(gateway.storage.store, None):
+    with outage(gateway.store, None):
         gateway.send("POST", CHAT, body, headers)  # and now to the spool
     gateway.ledger(3)
     gateway.stop()
@@ -347,20 +347,20 @@ def test_the_same_canary_is_found_where_it_may_be_kept(start: Start) -> None:
 
 def test_while_the_database_is_away_completions_wait_on_local_disk(start: Start) -> None:
     gateway = start()
-    with outage(gateway.storage.store, None):
+    with outage(gateway.store, None):
         made = asked(gateway)
-        wait_until(lambda: not gateway.storage.store.healthy)
+        wait_until(lambda: not gateway.store.healthy)
         status, headers, _ = gateway.send("GET", f"{CHAT}/{made}")
         assert (status, headers["x-should-retry"]) == (503, "true")
         assert gateway.send("GET", CHAT)[0] == 503
-    wait_until(lambda: [row.completion_id for row in stored(gateway.storage.store)] == [made], 20)
+    wait_until(lambda: [row.completion_id for row in stored(gateway.store)] == [made], 20)
 
 
 def test_a_request_without_store_leaves_no_completion(start: Start) -> None:
     gateway = start()
     assert gateway.send("POST", CHAT, BODY)[0] == 200
-    assert len(gateway.storage.exchanges()) == 1
-    assert stored(gateway.storage.store) == []
+    assert len(gateway.exchanges()) == 1
+    assert stored(gateway.store) == []
 
 
 def test_an_id_given_twice_is_listed_twice_and_deleted_at_once(
@@ -378,4 +378,4 @@ def test_an_id_given_twice_is_listed_twice_and_deleted_at_once(
         assert len(list(completions.list(order=order, limit=1))) == 1
     completions.delete("chatcmpl-same")
     assert list(completions.list()) == []
-    assert {row.state for row in gateway.storage.exchanges()} == {State.ERASED}
+    assert {row.state for row in gateway.exchanges()} == {State.ERASED}

@@ -149,7 +149,7 @@ def test_parallel_tool_calls_arrive_whole_and_piece_by_piece(
     for each in gateway.client().chat.completions.create(**BODY, tools=tools, stream=True):
         deltas += [call.to_dict() for call in each.choices[0].delta.tool_calls or ()]
     assert deltas == [call for piece in pieces for call in piece.get("tool_calls", ())]
-    assert {row.reason for row in gateway.storage.exchanges()} == {"no_bundle"}
+    assert {row.reason for row in gateway.exchanges()} == {"no_bundle"}
 
 
 def test_tool_results_and_developer_messages_are_forwarded(
@@ -197,7 +197,7 @@ def test_refusals_arrive_and_are_no_answer_to_learn_from(start: Start, teacher: 
     )
     said = [c.choices[0].delta.refusal for c in api.chat.completions.create(**BODY, stream=True)]
     assert said == ["I ", "cannot."]
-    assert [row.teacher_text for row in gateway.storage.exchanges()] == [None, None]
+    assert [row.teacher_text for row in gateway.exchanges()] == [None, None]
 
 
 def test_a_json_schema_is_kept_by_whoever_answers(

@@ -30,10 +30,16 @@ class Reason(StrEnum):
     NO_BUNDLE = "no_bundle"
     #: teacher: the bundle has no certificate for any threshold
     NOT_CERTIFIED = "not_certified"
+    #: teacher: the audits of the bundle raised an alarm, and its evidence counts no longer
+    ALARM = "alarm"
     #: teacher, before generation: unlike the student's training traffic
     OOD = "ood"
+    #: teacher, before generation: the student's draft would almost surely not be served
+    HARD = "hard"
     #: teacher, before generation: of a shape the student cannot serve (tools, images, n > 1)
     UNSUPPORTED = "unsupported"
+    #: teacher, during generation: the draft's first tokens say that it will not be served
+    UNSURE_EARLY = "unsure_early"
     #: teacher, after generation: the student's confidence is under the threshold
     UNSURE = "unsure"
     #: teacher, after generation: the draft breaks the task's output rules
@@ -55,12 +61,22 @@ ROUTED = frozenset(
         Reason.SHADOW,
         Reason.NO_BUNDLE,
         Reason.NOT_CERTIFIED,
+        Reason.ALARM,
         Reason.OOD,
+        Reason.HARD,
         Reason.UNSUPPORTED,
     }
 )
 #: Reasons decided after the student was asked; a fallback with one of them is *escalated*.
-ESCALATED = frozenset({Reason.UNSURE, Reason.INVALID, Reason.UNSAFE, Reason.STUDENT_ERROR})
+ESCALATED = frozenset(
+    {
+        Reason.UNSURE_EARLY,
+        Reason.UNSURE,
+        Reason.INVALID,
+        Reason.UNSAFE,
+        Reason.STUDENT_ERROR,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,6 +44,10 @@ class Line:
     retries: int = 0
     score: float | None = None
     p_ood: float | None = None
+    sampled: bool = False
+    propensity: float | None = None
+    guess: float | None = None
+    loss: float | None = None
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None

@@ -75,6 +75,15 @@ class Request(SQLModel, table=True):
     stream: bool = False
     score: float | None = None
     p_ood: float | None = None
+    sampled: bool = False
+    """Whether the student's answer, if it is the one served, is audited."""
+    propensity: float | None = None
+    """With which probability it was to be sampled; null where no bundle was live."""
+    guess: float | None = None
+    """The loss expected of the draft, fixed before the loss was seen."""
+    loss: float | None = None
+    """Disagreement of the student's draft with the teacher: here of a draft that was not served, in
+    the row of the audit of one that was. Null where one of both is unknown."""
     duration_ms: float
     first_token_ms: float | None = None
     prompt_tokens: int | None = None

@@ -469,6 +469,8 @@ class Task(Section):
     """What the teacher may cost; spent: on_teacher_down decides, and 429 insufficient_quota."""
     store_payloads: bool = True
     """False keeps no text of this task; it can then not be distilled."""
+    redact: list[PII] = ["card", "iban", "ssn"]
+    """Kinds of personal data that become placeholders before a row is stored; secrets always do."""
     checks: list[Check] = []
     """What a draft must pass before it is served, in this order."""
     cache: CacheSection = CacheSection()

@@ -124,6 +124,17 @@ def _parser() -> argparse.ArgumentParser:
     nightly.add_argument(
         "--fresh", action="store_true", help="do not resume a night that did not finish"
     )
+    from retrain.label_command import add_options as add_label_options
+    from retrain.label_command import label
+
+    add_label_options(
+        add(
+            "label",
+            label,
+            "let the teacher answer raw inputs, as if they had been asked",
+            task=True,
+        )
+    )
     from retrain.savings import add_options as add_savings_options
     from retrain.savings import savings
 

@@ -77,6 +77,16 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
 
 
+def known(store: Store, keys: Sequence[str]) -> set[str]:
+    """Which of these dedupe keys are in the queue, erased ones included."""
+    found: set[str] = set()
+    with store.session() as session:
+        for chunk in _chunks(keys):
+            statement = select(Exchange.dedupe_key).where(col(Exchange.dedupe_key).in_(chunk))
+            found.update(session.exec(statement))
+    return found
+
+
 def claim(
     store: Store,
     task: str,

@@ -21,6 +21,7 @@ COMMANDS = [
     "promote",
     "rollback",
     "nightly",
+    "label",
     "savings",
     "bundles",
     "queue",

@@ -129,6 +129,7 @@ def make_chain(section: Teacher, *, pass_key: bool) -> Chain:
         api_key=secret("teacher.api_key_env", section.api_key_env),
         pass_key=section.api_key_env is None and pass_key,
         price=section.price,
+        trainable=section.trainable,
     )
     others = [
         Upstream(
@@ -140,6 +141,7 @@ def make_chain(section: Teacher, *, pass_key: bool) -> Chain:
             stranger=True,
             model=one.model,
             price=one.price,
+            trainable=one.trainable,
         )
         for place, one in enumerate(section.fallbacks, start=1)
     ]

@@ -112,6 +112,8 @@ class NextTeacher(Section):
     """Longest wait for a connection."""
     price: Price = Price()
     """What it costs."""
+    trainable: bool = True
+    """Whether its terms allow a student to learn from its answers."""
 
 
 class Hedging(Section):
@@ -162,6 +164,9 @@ class Teacher(Section):
     """What it costs when it answers for a task, whatever model it names; default: pricing."""
     provider: str | None = None
     """Whose list prices hold (openai, anthropic, …); default: whose API base_url is."""
+    trainable: bool = True
+    """Whether its terms allow a student to learn from its answers; false keeps them for the record
+    and never trains, calibrates or tests on them."""
     apis: list[Literal["responses", "messages"]] = ["responses"]
     """APIs beside chat completions that it serves itself: what no task claims of them passes to it
     untouched. One left out is translated to chat completions."""
@@ -469,6 +474,9 @@ class Task(Section):
     """What the teacher may cost; spent: on_teacher_down decides, and 429 insufficient_quota."""
     store_payloads: bool = True
     """False keeps no text of this task; it can then not be distilled."""
+    consent: Literal["assumed", "asked"] = "assumed"
+    """Whether exchanges may be learnt from: assumed unless the request says x-retort-train: no;
+    asked: only where it says yes."""
     redact: list[PII] = ["card", "iban", "ssn"]
     """Kinds of personal data that become placeholders before a row is stored; secrets always do."""
     checks: list[Check] = []

@@ -123,16 +123,21 @@ class Trip:
         """The row for the retraining queue, redacted."""
         task, decision = self.lane.task, self.decision
         redaction = Redaction(task.redact)
-        prompt, body = redaction.text(self.prompt), redaction.json(self.chat.body)
+        said = self.chat.body
+        prompt, body = redaction.text(self.prompt), redaction.json(said)
         draft = None if self.draft is None else self.draft.answer.text
         row = Exchange(
             id=self.incoming.id,
             dedupe_key=exchanges.dedupe_key(task.name, self.incoming.raw),
             at=utcnow(),
             task=task.name,
-            group_key=exchanges.group_key(prompt, body),
+            # a conversation's id may be what was redacted
+            group_key=exchanges.group_key(prompt, body | {"metadata": said.get("metadata")}),
             prompt=prompt,
             body=body,
+            subject=exchanges.subject(said),
+            consent=task.consent == "assumed" if self.chat.consent is None else self.chat.consent,
+            licensed=self.asking.by is None or self.asking.by.trainable,
             teacher_text=redaction.optional(self.teacher_text),
             teacher_model=self.teacher_model,
             student_text=redaction.optional(draft),

@@ -198,7 +198,8 @@ def _add_queue(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     load = add("import", _queue_import, "take recorded chats (OpenAI chat JSONL) as exchanges")
     load.add_argument("file", type=Path, help="JSON lines, .gz accepted")
     erase = add("erase", _queue_erase, "remove the text of rows for good", task=False)
-    erase.add_argument("id", nargs="+", help="request ids")
+    erase.add_argument("id", nargs="*", help="request ids")
+    erase.add_argument("--user", help="all requests of this end user (`user`, or in the metadata)")
 
 
 def _add_feedback(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -377,7 +378,8 @@ def _bundles(args: argparse.Namespace) -> int:
     config = _config(args)
     with _store(config) as store:
         for bundle in history(store, config.task(args.task).name):
-            print(f"{bundle.at:%Y-%m-%d %H:%M}  {bundle.state:<9}  {bundle.id}")
+            mark = "  tainted: made with rows erased since" if bundle.tainted else ""
+            print(f"{bundle.at:%Y-%m-%d %H:%M}  {bundle.state:<9}  {bundle.id}{mark}")
     return 0
 
 
@@ -470,13 +472,16 @@ def _queue_erase(args: argparse.Namespace) -> int:
 
     config = _config(args)
     with _store(config) as store:
-        erased = exchanges.erase(store, args.id, "retort queue erase")
-    forget(config.state, args.id)
+        ids = [*args.id, *(exchanges.of_user(store, args.user) if args.user else ())]
+        erased = exchanges.erase(store, ids, "retort queue erase")
+    forget(config.state, ids)
     print(f"{erased.rows} rows erased")
     if erased.completions:
         print(f"{erased.completions} stored completions erased")
     if erased.datasets:
         print(f"datasets that hold them, not to be trained on again: {', '.join(erased.datasets)}")
+    if erased.bundles:
+        print(f"bundles made with those, tainted until the next night: {', '.join(erased.bundles)}")
     return 0
 
 

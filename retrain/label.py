@@ -136,6 +136,8 @@ class Labelling:
             sampled=self.real,
             propensity=1.0,
             prompt_hash=prompt_hash(self.task.prompt),
+            subject=exchanges.subject(body),
+            licensed=self.config.teacher.trainable,
         )
 
     def line(self, row: Exchange, answer: Body, seconds: float) -> Line:

@@ -125,6 +125,11 @@ class Night:
             lease_s=self.config.nightly.lease_s,
         )
 
+    def tainted(self) -> bool:
+        """Whether the champion was made with rows that were erased since."""
+        champion = bundles.champion(self.store, self.task.name)
+        return champion is not None and champion.tainted
+
     def too_few(self, harvested: Harvest, wanted: int) -> Verdict:
         return Verdict(
             kind="not_enough_evidence",
@@ -227,6 +232,7 @@ class Night:
                 margin=self.config.nightly.margin,
                 max_disagreement=self.task.contract.max_disagreement,
                 labels=[label_of(spec, row.answer) for row in test],
+                tainted=opponent.tainted,
             )
         self.run.note(verdict=verdict.kind)
         return verdict

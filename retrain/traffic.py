@@ -194,4 +194,5 @@ def _exchange(task: Task, recorded: Recorded) -> Exchange:
         sampled=True,
         propensity=1.0,
         prompt_hash=prompt_hash(task.prompt),
+        subject=exchanges.subject(recorded.body),
     )

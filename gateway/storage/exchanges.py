@@ -18,6 +18,8 @@ from gateway.storage import response_store
 from gateway.storage.database import refused_in_one_line
 from gateway.storage.store import Store
 from gateway.storage.tables import (
+    Bundle,
+    BundleEvent,
     DatasetRow,
     Exchange,
     ExchangeEvent,
@@ -29,7 +31,9 @@ from gateway.storage.tables import (
 
 #: ids in one SQL statement
 CHUNK = 500
-#: where applications put the id of a conversation in a request's metadata
+#: where applications put the id of their user in a request's metadata
+SUBJECT = ("user", "user_id", "end_user", "customer_id")
+#: where they put the id of a conversation
 CONVERSATION = ("conversation_id", "conversation", "thread_id", "session_id", "chat_id")
 
 
@@ -75,6 +79,32 @@ def _opening(messages: Any) -> str | None:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def subject(body: Mapping[str, Any]) -> str:
+    """What is kept of the end user's id: enough to find the rows when that user asks for erasure,
+    also after redaction. Empty where the request names nobody."""
+    metadata = body.get("metadata")
+    named = metadata if isinstance(metadata, Mapping) else {}
+    for value in (body.get("safety_identifier"), body.get("user"), *map(named.get, SUBJECT)):
+        if isinstance(value, str) and value:
+            return subject_of(value)
+    return ""
+
+
+def subject_of(user: str) -> str:
+    return _hash("user\0" + user)
+
+
+def of_user(store: Store, user: str) -> list[str]:
+    """Ids of the rows, and of stored completions without one, of an end user's requests."""
+    rows = select(Exchange.id).where(Exchange.subject == subject_of(user))
+    body, labels = col(StoredCompletion.body), col(StoredCompletion.labels)
+    named = (body[name].as_string() for name in ("user", "safety_identifier"))
+    tagged = (labels[name].as_string() for name in SUBJECT)
+    kept = select(StoredCompletion.id).where(or_(*(each == user for each in (*named, *tagged))))
+    with store.session() as session:
+        return [*session.exec(rows), *session.exec(kept)]
 
 
 def known(store: Store, keys: Sequence[str]) -> set[str]:
@@ -243,6 +273,8 @@ class Erasure:
     rows: int
     datasets: tuple[str, ...]
     """Dataset versions that hold a copy of an erased row, and must not be trained on again."""
+    bundles: tuple[str, ...] = ()
+    """Bundles made with those datasets, now marked tainted."""
     completions: int = 0
     """Stored completions of the same requests."""
 
@@ -282,7 +314,30 @@ def erase_in(session: Session, ids: Sequence[str], detail: str = "") -> Erasure:
         datasets.update(session.exec(holders.distinct()))
         said = or_(col(Feedback.id).in_(chunk), col(Feedback.exchange_id).in_(chunk))
         session.execute(update(Feedback).where(said).values(correction=None, comment=None))
-    return Erasure(rows=count, datasets=tuple(sorted(datasets)))
+    return Erasure(
+        rows=count, datasets=tuple(sorted(datasets)), bundles=tuple(_taint(session, datasets))
+    )
+
+
+def _taint(session: Session, datasets: Collection[str]) -> list[str]:
+    """Mark the bundles made with these datasets; their ids, those that were marked before too."""
+    made = select(Bundle).where(col(Bundle.dataset_id).in_(datasets)).order_by(col(Bundle.id))
+    bundles = session.exec(made.with_for_update()).all() if datasets else []
+    for bundle in bundles:
+        if bundle.tainted:
+            continue
+        bundle.tainted = True
+        detail = f"rows of {bundle.dataset_id} were erased"
+        session.add(
+            BundleEvent(
+                bundle_id=bundle.id,
+                task=bundle.task,
+                at=utcnow(),
+                event="tainted",
+                detail=detail,
+            )
+        )
+    return [bundle.id for bundle in bundles]
 
 
 def _erase_completions(session: Session, ids: Sequence[str]) -> int:

@@ -65,11 +65,11 @@ def row_for(
     else:
         return None, "its text was not kept: send 'messages' along"
     redaction = Redaction(lane.task.redact)
-    body = redaction.json(body)
+    said, body = body, redaction.json(body)
     prompt = user_text(lane.task.prompt, body["messages"])
     if not prompt.strip():
         return None, "its messages hold no user text"
-    row = _made(subject, body, prompt, redaction, lane, caller)
+    row = _made(subject, said, body, prompt, redaction, lane, caller)
     session.add(row)
     return row, None
 
@@ -92,7 +92,13 @@ def _repeated(
 
 
 def _made(
-    subject: Subject, body: Body, prompt: str, redaction: Redaction, lane: Lane, caller: str
+    subject: Subject,
+    said: Body,
+    body: Body,
+    prompt: str,
+    redaction: Redaction,
+    lane: Lane,
+    caller: str,
 ) -> Exchange:
     """A row nobody drew at random: `sampled` is False, so it proves nothing, but teaches."""
     asked, stored = subject.request, subject.stored
@@ -118,6 +124,8 @@ def _made(
         bundle=None if asked is None else asked.bundle,
         prompt_hash=prompt_hash(lane.task.prompt),
         caller=caller,
+        subject=exchanges.subject(said),
+        consent=lane.task.consent == "assumed",
     )
 
 

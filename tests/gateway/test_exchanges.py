@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from another_process import address, processes
+from sqlmodel import select
 from store_process import TASK, exchange
 
 from gateway.errors import StoreError
 from gateway.storage import exchanges
 from gateway.storage.exchanges import claim, group_key, move, release
 from gateway.storage.store import Store
-from gateway.storage.tables import DatasetRow, State
+from gateway.storage.tables import Bundle, BundleEvent, DatasetRow, State
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -133,6 +134,33 @@ def test_erased_rows_keep_no_text_and_name_the_datasets_that_copied_them(store: 
     assert events[-1].detail == "asked by the customer"
     assert move(store, ["r0"], State.TRAINABLE) == 0
     assert exchanges.erase(store, ["r0"]).rows == 0
+
+
+def test_erasure_taints_the_bundles_made_with_the_rows(store: Store) -> None:
+    fill(store, 2)
+    with store.session() as session:
+        session.add(DatasetRow(dataset_id="d1", exchange_id="r0", split="test"))
+        for name, dataset in (("b1", "d1"), ("b2", "d2"), ("b3", None)):
+            session.add(
+                Bundle(id=name, task=TASK, at=NOON, path="", adapter=name, dataset_id=dataset)
+            )
+        session.commit()
+    for _ in range(2):
+        assert exchanges.erase(store, ["r0"]).bundles == ("b1",)
+    with store.session() as session:
+        assert [b.id for b in session.exec(select(Bundle)) if b.tainted] == ["b1"]
+        events = session.exec(select(BundleEvent)).all()
+    assert [(event.bundle_id, event.event) for event in events] == [("b1", "tainted")]
+
+
+def test_the_rows_of_a_user_are_found_although_nothing_kept_names_the_user(store: Store) -> None:
+    ann = "ann@shop.io"
+    bodies = [{"user": ann}, {"metadata": {"user_id": ann}}, {"user": "bob"}, {"metadata": [1]}]
+    for at, body in enumerate(bodies):
+        store.insert([exchange(f"r{at}", subject=exchanges.subject(body))])
+    assert sorted(exchanges.of_user(store, ann)) == ["r0", "r1"]
+    assert exchanges.of_user(store, "") == exchanges.of_user(store, "carol") == []
+    assert ann not in str([exchanges.show(store, f"r{at}")[0] for at in range(4)])
 
 
 def test_erased_text_is_in_no_file_any_more(tmp_path: Path) -> None:

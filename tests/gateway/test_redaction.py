@@ -68,6 +68,21 @@ def test_numbers_of_no_kind_stay() -> None:
     assert Redaction(["card", "iban", "ssn", "email", "phone"]).text(text) == text
 
 
+def test_consent_and_licence_are_settled_when_a_row_is_written(start: Start) -> None:
+    teacher_section = {"teacher": {"trainable": False}}
+    gateway = start(consent="asked", sections=teacher_section)
+    for at, wish in enumerate(("yes", "no", None)):
+        headers = {} if wish is None else {"x-retort-train": wish}
+        body = BODY | {"user": "ann", "temperature": at / 10}
+        assert gateway.send("POST", CHAT, body, headers)[0] == 200
+    rows = sorted(gateway.exchanges(), key=lambda row: row.body["temperature"])
+    assert [row.consent for row in rows] == [True, False, False]
+    assert not any(row.licensed for row in rows)
+    assert len({row.subject for row in rows} - {""}) == 1
+    status, _, data = gateway.send("POST", CHAT, BODY, {"x-retort-train": "maybe"})
+    assert status == 400 and b"x-retort-train" in data
+
+
 def test_the_queue_holds_placeholders_and_the_teacher_gets_the_text(
     start: Start, teacher: FakeOpenAI
 ) -> None:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 Command = Callable[[argparse.Namespace], int]
 
+#: as in retrain/queue_formats.py, which takes longer to import than --help may
+FORMATS = ("chat", "dpo", "argilla", "label-studio", "csv")
+ANNOTATED = ("argilla", "label-studio", "csv")
+
 DESCRIPTION = """\
 Distil a frontier model into a small student and serve it safely.
 
@@ -193,10 +197,24 @@ def _add_queue(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     rows.add_argument("--limit", type=int, default=20, help="how many (default: 20)")
     show = add("show", _queue_show, "print one row whole, with its history", task=False)
     show.add_argument("id", help="request id, as in the x-request-id header")
-    export = add("export", _queue_export, "write the rows as OpenAI chat JSONL to standard output")
+    export = add("export", _queue_export, "write the rows to standard output, for another tool")
     export.add_argument("--state", help="only rows in this state")
-    load = add("import", _queue_import, "take recorded chats (OpenAI chat JSONL) as exchanges")
-    load.add_argument("file", type=Path, help="JSON lines, .gz accepted")
+    export.add_argument("--format", choices=FORMATS, default="chat", help="(default: chat)")
+    load = add("import", _queue_import, "take recorded chats, or what people answered")
+    load.add_argument("file", type=Path, help="JSON lines, .gz accepted; or an export with answers")
+    load.add_argument(
+        "--format",
+        choices=("chat", *ANNOTATED),
+        default="chat",
+        help="chat: recorded chats become rows; else: answers become corrections (default: chat)",
+    )
+    about = add("clusters", _queue_clusters, "group the fallbacks by what they ask and cost")
+    about.add_argument("--days", type=float, default=30.0, help="how far back (default: 30)")
+    about.add_argument("--groups", type=int, help="how many groups (default: by the rows)")
+    about.add_argument("--json", action="store_true", help="as JSON")
+    requeue = add("requeue", _queue_requeue, "let the next night judge rejected rows again")
+    requeue.add_argument("id", nargs="*", help="request ids (default: all that were rejected)")
+    requeue.add_argument("--reason", help="only rows rejected for this, such as schema")
     erase = add("erase", _queue_erase, "remove the text of rows for good", task=False)
     erase.add_argument("id", nargs="*", help="request ids")
     erase.add_argument("--user", help="all requests of this end user (`user`, or in the metadata)")
@@ -446,12 +464,30 @@ def _feedback_list(args: argparse.Namespace) -> int:
 
 def _queue_export(args: argparse.Namespace) -> int:
     from gateway.storage import exchanges
+    from retrain.queue_formats import written
 
     config = _config(args)
     states = [args.state] if args.state else []
     with _store(config) as store:
-        for line in exchanges.export(store, config.task(args.task).name, states):
+        rows = exchanges.answered(store, config.task(args.task).name, states)
+        for line in written(rows, args.format):
             print(line)
+    return 0
+
+
+def _queue_clusters(args: argparse.Namespace) -> int:
+    from retrain.clusters import show
+
+    return show(args)
+
+
+def _queue_requeue(args: argparse.Namespace) -> int:
+    from gateway.storage import exchanges
+
+    config = _config(args)
+    with _store(config) as store:
+        count = exchanges.requeue(store, config.task(args.task).name, args.id, args.reason)
+    print(f"{count} rows wait for the next night")
     return 0
 
 
@@ -459,11 +495,27 @@ def _queue_import(args: argparse.Namespace) -> int:
     from retrain.traffic import import_traffic, read_traffic
 
     config = _config(args)
+    if args.format != "chat":
+        return _annotate(args, config)
     recorded = read_traffic(args.file)
     with _store(config) as store:
         imported = import_traffic(store, config.task(args.task), recorded)
     print(f"{imported.stored} stored, {imported.repeated} were there already")
     return 0
+
+
+def _annotate(args: argparse.Namespace, config: "Config") -> int:
+    from retrain.annotate import annotate
+    from retrain.queue_formats import annotations
+
+    answers = annotations(args.file, args.format)
+    with _store(config) as store:
+        done = annotate(store, config.task(args.task), answers)
+    print(f"{done.corrected} corrected, {done.confirmed} confirmed, {done.unknown} of no row here")
+    if done.invalid:
+        names = ", ".join(done.invalid[:5])
+        print(f"{len(done.invalid)} not taken, against the output rules: {names}", file=sys.stderr)
+    return 1 if done.invalid else 0
 
 
 def _queue_erase(args: argparse.Namespace) -> int:

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
-import orjson
 from sqlalchemy import ColumnElement, func, or_, update
 from sqlmodel import Session, col, select
 
@@ -248,24 +247,41 @@ def show(store: Store, exchange_id: str) -> tuple[Exchange, list[ExchangeEvent]]
         return row, list(session.exec(events.order_by(col(ExchangeEvent.id))))
 
 
-def export(store: Store, task: str, states: Collection[str] = ()) -> Iterator[str]:
-    """Rows that have a teacher's answer, or a correction in its place, as OpenAI chat JSONL,
-    oldest first, one line each."""
-    answered = or_(col(Exchange.teacher_text).is_not(None), col(Exchange.correction).is_not(None))
+def answered(store: Store, task: str, states: Collection[str] = ()) -> Iterator[Exchange]:
+    """Rows that have a teacher's answer, or a correction in its place, oldest first."""
+    known = or_(col(Exchange.teacher_text).is_not(None), col(Exchange.correction).is_not(None))
     statement = (
         select(Exchange)
-        .where(Exchange.task == task, answered)
+        .where(Exchange.task == task, known)
         .order_by(col(Exchange.at), col(Exchange.id))
         .execution_options(yield_per=CHUNK)
     )
     if states:
         statement = statement.where(col(Exchange.state).in_(list(states)))
     with store.session() as session:
-        for row in session.exec(statement):
-            messages = list(row.body.get("messages") or [{"role": "user", "content": row.prompt}])
-            text = row.teacher_text if row.correction is None else row.correction
-            answer = {"role": "assistant", "content": text}
-            yield orjson.dumps({"messages": [*messages, answer]}).decode()
+        yield from session.exec(statement)
+
+
+def requeue(store: Store, task: str, ids: Sequence[str] = (), reason: str | None = None) -> int:
+    """Give rejected rows (``ids``: these; ``reason``: those rejected for it; neither: all) another
+    judgement by the next night; returns how many."""
+    statement = select(Exchange.id).where(Exchange.task == task, Exchange.state == State.REJECTED)
+    if ids:
+        statement = statement.where(col(Exchange.id).in_(ids))
+    with store.session() as session:
+        rejected = list(session.exec(statement))
+        if reason is not None:
+            last = (
+                select(func.max(ExchangeEvent.id))
+                .where(ExchangeEvent.state == State.REJECTED)
+                .group_by(col(ExchangeEvent.exchange_id))
+            )
+            why = select(ExchangeEvent.exchange_id).where(
+                col(ExchangeEvent.id).in_(last), ExchangeEvent.detail == reason
+            )
+            for_it = set(session.exec(why))
+            rejected = [one for one in rejected if one in for_it]
+    return move(store, rejected, State.CAPTURED, "requeued")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

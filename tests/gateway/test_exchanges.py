@@ -1,6 +1,5 @@
 """The retraining queue, on SQLite and on PostgreSQL."""
 
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -105,19 +104,19 @@ def test_rows_are_found_by_state_reason_and_text(store: Store) -> None:
         exchanges.show(store, "nobody")
 
 
-def test_an_export_is_openai_chat_jsonl(store: Store) -> None:
-    fill(store, 2)
-    store.insert([exchange("unanswered", teacher_text=None)])
-    lines = [json.loads(line) for line in exchanges.export(store, TASK)]
-    assert lines[0] == {
-        "messages": [
-            {"role": "user", "content": "where is my parcel r0"},
-            {"role": "assistant", "content": "parcel"},
-        ]
-    }
-    assert len(lines) == 2
-    move(store, ["r1"], State.TRAINABLE)
-    assert len(list(exchanges.export(store, TASK, ["trainable"]))) == 1
+def test_rejected_rows_are_judged_again_on_request(store: Store) -> None:
+    fill(store, 4)
+    move(store, ["r0", "r1"], State.REJECTED, "schema")
+    move(store, ["r2"], State.REJECTED, "refusal")
+    assert exchanges.requeue(store, TASK, reason="refusal") == 1
+    assert exchanges.requeue(store, TASK, ["r1", "r3"]) == 1
+    assert exchanges.requeue(store, "another task") == 0
+    states = {row.id: row.state for row in exchanges.find(store, TASK)}
+    assert states == {"r0": "rejected", "r1": "captured", "r2": "captured", "r3": "captured"}
+    # rejected for another reason since
+    move(store, ["r2"], State.REJECTED, "schema")
+    assert exchanges.requeue(store, TASK, reason="refusal") == 0
+    assert exchanges.requeue(store, TASK) == 2
 
 
 def test_erased_rows_keep_no_text_and_name_the_datasets_that_copied_them(store: Store) -> None:

@@ -534,6 +534,11 @@ class Nightly(Section):
     """Level of the paired test between challenger and champion, spent over the nights."""
     margin: Share = 0.02
     """A challenger may be at most this much worse (agreement) to be called not worse."""
+    min_reviewed: int = Field(default=0, ge=0)
+    """No training before people looked at so many of the teacher's answers (`retort review`)."""
+    max_label_error: Share | None = None
+    """Reviews show that the teacher is wrong more often than this, with 95 % confidence: no
+    training; null: it is trusted."""
     lease_s: Positive = 3600.0
     """How long a harvester may hold rows before another may take them."""
 

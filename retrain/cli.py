@@ -128,6 +128,14 @@ def _parser() -> argparse.ArgumentParser:
     nightly.add_argument(
         "--fresh", action="store_true", help="do not resume a night that did not finish"
     )
+    review = add("review", _review, "look at a sample of the teacher's answers", task=True)
+    review.add_argument(
+        "--share", type=float, default=0.12, help="of every kind of answer (default: 0.12)"
+    )
+    review.add_argument("--limit", type=int, help="at most so many rows")
+    review.add_argument(
+        "--format", choices=ANNOTATED, help="write the sample for another tool, and ask nothing"
+    )
     from retrain.label_command import add_options as add_label_options
     from retrain.label_command import label
 
@@ -504,14 +512,40 @@ def _queue_import(args: argparse.Namespace) -> int:
     return 0
 
 
+def _review(args: argparse.Namespace) -> int:
+    from retrain.queue_formats import written
+    from retrain.review import ask, label_error, sample, take
+
+    config = _config(args)
+    task = config.task(args.task)
+    with _store(config) as store:
+        rows = sample(store, task, args.share)[: args.limit]
+        if args.format is not None:
+            for line in written(rows, args.format):
+                print(line)
+            return 0
+        for row_id, answer in ask(rows, input, print):
+            for invalid in take(store, task, {row_id: answer}).invalid:
+                print(f"{invalid}: not taken, that answer breaks the output rules")
+        found = label_error(store, task.name)
+    if found.n == 0:
+        print(f"nothing reviewed yet; {found.rows} rows could be")
+        return 0
+    print(
+        f"the teacher was wrong in {found.wrong} of {found.n} reviewed answers:"
+        f" {found.wrong / found.n:.1%} [{found.low:.1%}, {found.high:.1%}]"
+    )
+    return 0
+
+
 def _annotate(args: argparse.Namespace, config: "Config") -> int:
-    from retrain.annotate import annotate
     from retrain.queue_formats import annotations
+    from retrain.review import take
 
     answers = annotations(args.file, args.format)
     with _store(config) as store:
-        done = annotate(store, config.task(args.task), answers)
-    print(f"{done.corrected} corrected, {done.confirmed} confirmed, {done.unknown} of no row here")
+        done = take(store, config.task(args.task), answers)
+    print(f"{done.right} confirmed, {done.wrong} corrected, {done.unknown} of no row here")
     if done.invalid:
         names = ", ".join(done.invalid[:5])
         print(f"{len(done.invalid)} not taken, against the output rules: {names}", file=sys.stderr)

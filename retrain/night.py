@@ -24,6 +24,7 @@ from retrain.harvest import Harvest, harvest
 from retrain.lineage import Opponent, find_opponent, record_evaluation
 from retrain.promote import ensure_loaded, probe_adapter, promote_bundle, read_registered, unload
 from retrain.report import NightReport, write_report
+from retrain.review import label_error
 from retrain.runs import NightRun
 from retrain.splits import Split
 from retrain.train import Row, TrainReport
@@ -136,6 +137,24 @@ class Night:
             reasons=(f"{harvested.waiting} new usable rows; a night needs {wanted}",),
             rows_needed=wanted - harvested.waiting,
         )
+
+    def unreviewed(self) -> Verdict | None:
+        """Why people's reviews of the teacher's answers forbid to train on them."""
+        rules = self.config.nightly
+        if rules.min_reviewed == 0 and rules.max_label_error is None:
+            return None
+        found = label_error(self.store, self.task.name)
+        if found.n < rules.min_reviewed:
+            missing = rules.min_reviewed - found.n
+            reason = f"{found.n} of the teacher's answers were reviewed, not {rules.min_reviewed}"
+            return Verdict(kind="not_enough_evidence", reasons=(reason,), rows_needed=missing)
+        if rules.max_label_error is None or found.low <= rules.max_label_error:
+            return None
+        reason = (
+            f"the teacher was wrong in {found.wrong} of {found.n} reviewed answers, so in at least "
+            f"{found.low:.1%} of all; {rules.max_label_error:.1%} are allowed"
+        )
+        return Verdict(kind="hold", reasons=(reason,), blocks=(reason,))
 
     def freeze(self, max_rows: int | None) -> Version:
         return freeze(self.store, self.task, self.rows, max_rows=max_rows)

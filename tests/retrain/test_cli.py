@@ -22,6 +22,7 @@ COMMANDS = [
     "rollback",
     "nightly",
     "label",
+    "review",
     "savings",
     "bundles",
     "queue",

@@ -14,9 +14,9 @@ from gateway.storage import exchanges
 from gateway.storage.store import Store
 from gateway.storage.tables import State
 from retrain import cli
-from retrain.annotate import annotate
 from retrain.errors import TrafficError
 from retrain.queue_formats import ANNOTATED, FORMATS, Format, annotations, written
+from retrain.review import take
 
 TRIAGE = Task(
     name=TASK,
@@ -69,11 +69,11 @@ def test_what_people_answered_comes_back_as_corrections(
     answers = {"r0": "parcel", "r1": "bill"}
     path.write_text(annotated(lines(rows, format), format, answers))
     assert annotations(path, format) == answers
-    done = annotate(rows, TRIAGE, annotations(path, format))
-    assert (done.corrected, done.confirmed, done.unknown, done.invalid) == (1, 1, 0, [])
+    done = take(rows, TRIAGE, annotations(path, format))
+    assert (done.wrong, done.right, done.unknown, done.invalid) == (1, 1, 0, ())
     row, events = exchanges.show(rows, "r1")
     assert (row.correction, row.loss) == ("bill", 0.0)
-    assert events[-1].detail == "corrected"
+    assert [event.detail for event in events[-2:]] == ["corrected", "reviewed: wrong"]
 
 
 def annotated(exported: list[str], format: Format, answers: dict[str, str]) -> str:
@@ -102,8 +102,8 @@ def annotated(exported: list[str], format: Format, answers: dict[str, str]) -> s
 
 
 def test_answers_of_no_row_or_against_the_rules_are_counted_and_not_taken(rows: Store) -> None:
-    done = annotate(rows, TRIAGE, {"r0": "a long story", "nobody": "bill"})
-    assert (done.corrected, done.unknown, done.invalid) == (0, 1, ["r0"])
+    done = take(rows, TRIAGE, {"r0": "a long story", "nobody": "bill"})
+    assert (done.wrong, done.unknown, done.invalid) == (0, 1, ("r0",))
     assert exchanges.show(rows, "r0")[0].correction is None
 
 

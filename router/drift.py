@@ -22,7 +22,7 @@ from router.threshold import interval
 Doubles = NDArray[np.float64]
 
 #: Marks under which p-values are counted: the best one depends on how foreign the foreign are.
-MARKS = (0.005, 0.01, 0.02, 0.05)
+MARKS = (0.01, 0.02, 0.05)
 #: Requests looked at: the last so many.
 WINDOW = 500
 #: A test fires at this p-value. Look once per window, not at each request: it is no e-process.
@@ -32,7 +32,7 @@ MORE_AUDITS = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Test:
+class Drift:
     """``p_value`` of "nothing has moved"; ``observed`` against ``expected`` shares (for ``scores``
     the largest distance between the distributions, and 0), of ``n`` requests."""
 
@@ -47,7 +47,7 @@ class Test:
         return self.p_value <= LEVEL
 
 
-def tail_test(p_values: ArrayLike, reference: int, marks: Sequence[float] = MARKS) -> Test:
+def tail_test(p_values: ArrayLike, reference: int, marks: Sequence[float] = MARKS) -> Drift:
     """Whether too many of these conformal p-values are small.
 
     ``reference``: how many held-out prompts they are ranks among. For exchangeable traffic the
@@ -57,7 +57,7 @@ def tail_test(p_values: ArrayLike, reference: int, marks: Sequence[float] = MARK
     from scipy.stats import betabinom
 
     p = _shares(p_values)
-    best = Test(name="tail", p_value=1.0, observed=0.0, expected=0.0, n=len(p))
+    best = Drift(name="tail", p_value=1.0, observed=0.0, expected=0.0, n=len(p))
     for mark in marks:
         # p <= mark means at most ``places`` - 1 of the reference are as strange.
         places = int(mark * (reference + 1) + 1e-9)
@@ -67,7 +67,7 @@ def tail_test(p_values: ArrayLike, reference: int, marks: Sequence[float] = MARK
         chance = betabinom.sf(hits - 1, len(p), places, reference + 1 - places)
         paid = min(1.0, float(chance) * len(marks))
         if paid < best.p_value:
-            best = Test(
+            best = Drift(
                 name="tail",
                 p_value=paid,
                 observed=hits / len(p),
@@ -77,15 +77,15 @@ def tail_test(p_values: ArrayLike, reference: int, marks: Sequence[float] = MARK
     return best
 
 
-def ks_test(reference: ArrayLike, scores: ArrayLike) -> Test:
+def ks_test(reference: ArrayLike, scores: ArrayLike) -> Drift:
     """Whether scores are distributed unlike the reference's; neither may hold NaN."""
     from scipy.stats import ks_2samp
 
     old, new = np.asarray(reference, np.float64), np.asarray(scores, np.float64)
     if not len(old) or not len(new):
-        return Test(name="scores", p_value=1.0, observed=0.0, expected=0.0, n=len(new))
+        return Drift(name="scores", p_value=1.0, observed=0.0, expected=0.0, n=len(new))
     found = ks_2samp(old, new, method="asymp")
-    return Test(
+    return Drift(
         name="scores",
         p_value=float(found.pvalue),
         observed=float(found.statistic),
@@ -94,15 +94,15 @@ def ks_test(reference: ArrayLike, scores: ArrayLike) -> Test:
     )
 
 
-def deferral_test(deferred: int, n: int, before: int, of: int) -> Test:
+def deferral_test(deferred: int, n: int, before: int, of: int) -> Drift:
     """Whether ``deferred`` of the last ``n`` requests is unlike ``before`` of ``of`` earlier ones;
     two-sided, exact (Fisher)."""
     from scipy.stats import fisher_exact
 
     if not n or not of:
-        return Test(name="deferrals", p_value=1.0, observed=0.0, expected=0.0, n=n)
+        return Drift(name="deferrals", p_value=1.0, observed=0.0, expected=0.0, n=n)
     found = fisher_exact([[deferred, n - deferred], [before, of - before]])
-    return Test(
+    return Drift(
         name="deferrals",
         p_value=float(found.pvalue),
         observed=deferred / n,
@@ -111,7 +111,7 @@ def deferral_test(deferred: int, n: int, before: int, of: int) -> Test:
     )
 
 
-def factor(tests: Iterable[Test]) -> float:
+def factor(tests: Iterable[Drift]) -> float:
     """By how much to multiply the audit rate."""
     return MORE_AUDITS if any(test.fires for test in tests) else 1.0
 

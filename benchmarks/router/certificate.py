@@ -13,6 +13,9 @@ RATE of what it serves, takes what it sends to the teacher as free labels, and d
 every batch. A violation is ever *deploying* t with R(t) > α. Baselines get the label of every
 request, and look again every LOOK of them: the laxest threshold whose observed loss is under α,
 conformal risk control, Clopper–Pearson with fixed sequence, and betting (WSR) on uniform labels.
+
+*Offline* is the certificate of a night, looked at once: ``fit_router`` as it is, with its learned
+head, on 1,000 rows, against the plug-in threshold on the same.
 """
 
 import sys
@@ -30,6 +33,9 @@ if __name__ == "__main__":  # so that it runs alone
 from benchmarks.router.data import Data, find
 from benchmarks.router.table import Line, percentiles
 from router.certificate import LIVE_GRID, SHARES, start, threshold, update_arrays
+from router.decision import Answer, Token
+from router.output import OutputSpec
+from router.router import Judged, fit_router
 from router.threshold import NEVER, certify, interval, upper_bound
 
 Doubles = NDArray[np.float64]
@@ -42,6 +48,8 @@ DELTA = 0.05
 OFFLINE_SHARE = 0.5
 #: Calibration rows before the first request.
 OFFLINE = 1000
+#: Half a second a trial, so one promise must do.
+OFFLINE_ALPHAS = (0.02,)
 RATE = 0.05
 LOOK = 100
 #: Labels the baselines see, and the marks at which coverage is compared.
@@ -50,6 +58,9 @@ MARKS = (1000, 5000)
 #: Certified "to the oracle" means within this share of its coverage.
 NEAR = 0.05
 GRID = np.array(LIVE_GRID)
+PAIRS = (("cosmosqa", "Qwen-14B"), ("hellaswag", "Qwen-7B"))
+TEACHER = "Yi-34B"
+LETTERS = "ABCDEF"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,6 +97,7 @@ class Size:
     long_requests: int
     near_streams: int
     near_requests: int
+    offline_trials: int
 
 
 FULL = Size(
@@ -96,6 +108,7 @@ FULL = Size(
     long_requests=300_000,
     near_streams=20,
     near_requests=60_000,
+    offline_trials=60,
 )
 QUICK = Size(
     alphas=(0.05,),
@@ -105,6 +118,7 @@ QUICK = Size(
     long_requests=30_000,
     near_streams=3,
     near_requests=20_000,
+    offline_trials=3,
 )
 
 
@@ -118,7 +132,7 @@ def measure(data: Data, quick: bool) -> list[Line]:
             _baselines(pool, alpha, size, broken, gaps, audits)
             _ours(pool, alpha, size, broken, gaps, audits)
         lines += _violations(broken, alpha, size, len(found))
-    return lines + _gaps(gaps) + _audits(audits)
+    return lines + _gaps(gaps) + _audits(audits) + _offline(data, size)
 
 
 # The data sets
@@ -149,11 +163,11 @@ def _language_models(data: Data) -> list[Pool]:
     """One token's option logits of two real models; the score is the largest probability."""
     arrays = data.arrays("llm_uq_bench_option_logits")
     found = []
-    for task, student in (("cosmosqa", "Qwen-14B"), ("hellaswag", "Qwen-7B")):
+    for task, student in PAIRS:
         if arrays is None:
             break
         own = np.asarray(arrays[f"{task}_10k|{student}"], np.float64)
-        theirs = np.asarray(arrays[f"{task}_10k|Yi-34B"], np.float64)
+        theirs = np.asarray(arrays[f"{task}_10k|{TEACHER}"], np.float64)
         chances = np.exp(own - own.max(axis=1, keepdims=True))
         chances /= chances.sum(axis=1, keepdims=True)
         found.append(
@@ -432,6 +446,85 @@ def _audits(audits: _Table) -> list[Line]:
         )
         for who, what, value, bar, unit in lines
     ]
+
+
+def _offline(data: Data, size: Size) -> list[Line]:
+    arrays = data.arrays("llm_uq_bench_option_logits")
+    if arrays is None:
+        return []
+    lines = []
+    for task, student in PAIRS:
+        own, theirs = (
+            np.asarray(arrays[f"{task}_10k|{model}"], np.float64) for model in (student, TEACHER)
+        )
+        rows = _judged(own, theirs)
+        for alpha in OFFLINE_ALPHAS:
+            lines += _offline_of(f"{task} {student}", rows, alpha, size.offline_trials)
+    return lines
+
+
+def _judged(own: Doubles, theirs: Doubles) -> list[Judged]:
+    logs = own - own.max(axis=1, keepdims=True)
+    logs -= np.log(np.exp(logs).sum(axis=1, keepdims=True))
+    rows = []
+    for at, row in enumerate(logs):
+        top = tuple(sorted(row.tolist(), reverse=True))
+        letter = LETTERS[int(row.argmax())]
+        token = Token(text=letter, logprob=top[0], top=top)
+        answer = Answer(text=letter, tokens=(token,))
+        teacher = LETTERS[int(theirs[at].argmax())]
+        rows.append(Judged(prompt=f"question {at}", student=answer, teacher=teacher))
+    return rows
+
+
+def _offline_of(name: str, rows: list[Judged], alpha: float, trials: int) -> list[Line]:
+    """A thousand rows calibrate, three thousand others show: noise breaks a few by itself."""
+    wrong = np.array([row.student.text != row.teacher for row in rows])
+    plain = np.array([np.exp(row.student.tokens[0].logprob) for row in rows])
+    spec = OutputSpec(kind="label", labels=tuple(LETTERS))
+    seen = _Table()
+    for trial in range(trials):
+        order = np.random.default_rng([21, trial]).permutation(len(rows))
+        used, rest = order[:OFFLINE], order[OFFLINE : 4 * OFFLINE]
+        router = fit_router(
+            spec=spec,
+            train=[],
+            calibration=[rows[at] for at in used.tolist()],
+            max_disagreement=alpha,
+            confidence=1.0 - DELTA,
+            ood_epsilon=0.01,
+        )
+        scores = plain[rest]
+        if router.confidence.learned:
+            picked = [rows[at] for at in rest.tolist()]
+            scores = np.array([router.score(row.prompt, row.student) for row in picked])
+        lax = min(t for t in GRID if (wrong[used] & (plain[used] >= t)).mean() <= alpha)
+        for who, served in (
+            ("fit_router", scores >= router.threshold),
+            ("plug-in threshold", plain[rest] >= lax),
+        ):
+            seen.add(who, (float((served & wrong[rest]).mean()) > alpha, float(served.mean())))
+    lines = []
+    for who, cells in seen.items():
+        broken = sum(cell[0] for cell in cells)
+        low, high = interval(broken, trials, 0.05)
+        shares = np.array([cell[1] for cell in cells])
+        for what, value, bounds, unit in (
+            ("violated", 100.0 * broken / trials, (100.0 * low, 100.0 * high), "% of trials"),
+            ("coverage", 100.0 * float(shares.mean()), (None, None), "%"),
+        ):
+            lines.append(
+                Line(
+                    section=SECTION,
+                    what=f"offline, {name}, α = {100 * alpha:.0f} %: {what}",
+                    who=who,
+                    value=value,
+                    low=bounds[0],
+                    high=bounds[1],
+                    unit=unit,
+                )
+            )
+    return lines
 
 
 def main() -> None:

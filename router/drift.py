@@ -34,7 +34,7 @@ MORE_AUDITS = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drift:
+class Test:
     """``p_value`` of "nothing has moved"; ``observed`` against ``expected`` shares (for ``scores``
     the largest distance between the distributions, and 0), of ``n`` requests."""
 
@@ -49,7 +49,7 @@ class Drift:
         return self.p_value <= LEVEL
 
 
-def tail_test(p_values: ArrayLike, reference: int, marks: Sequence[float] = MARKS) -> Drift:
+def tail_test(p_values: ArrayLike, reference: int, marks: Sequence[float] = MARKS) -> Test:
     """Whether too many of these conformal p-values are small.
 
     ``reference``: how many held-out prompts they are ranks among. For exchangeable traffic the
@@ -62,7 +62,7 @@ def tail_test(p_values: ArrayLike, reference: int, marks: Sequence[float] = MARK
     n, places = len(p), [int(mark * (reference + 1) + 1e-9) for mark in marks]
     places = sorted({place for place in places if place})
     if not n or not places:  # no mark can be told from nothing with so few
-        return Drift(name="tail", p_value=1.0, observed=0.0, expected=0.0, n=n)
+        return Test(name="tail", p_value=1.0, observed=0.0, expected=0.0, n=n)
     # p <= place / (reference + 1): fewer than ``place`` of the reference are as strange.
     hits = [int((p <= place / (reference + 1) + 1e-12).sum()) for place in places]
     tails = [_tail(n, place, reference + 1 - place) for place in places]
@@ -72,7 +72,7 @@ def tail_test(p_values: ArrayLike, reference: int, marks: Sequence[float] = MARK
     drawn = rng.multinomial(n, rng.dirichlet(gaps, DRAWS))[:, :-1].cumsum(axis=1)
     by_chance = np.min([tail[drawn[:, at]] for at, tail in enumerate(tails)], axis=0)
     best = int(np.argmin(smallest))
-    return Drift(
+    return Test(
         name="tail",
         p_value=(1 + int((by_chance <= smallest[best] * (1 + 1e-9)).sum())) / (DRAWS + 1),
         observed=hits[best] / n,
@@ -91,15 +91,15 @@ def _tail(n: int, a: int, b: int) -> Doubles:
     return np.asarray(np.cumsum(chances[::-1])[::-1], np.float64)
 
 
-def ks_test(reference: ArrayLike, scores: ArrayLike) -> Drift:
+def ks_test(reference: ArrayLike, scores: ArrayLike) -> Test:
     """Whether scores are distributed unlike the reference's; neither may hold NaN."""
     from scipy.stats import ks_2samp
 
     old, new = np.asarray(reference, np.float64), np.asarray(scores, np.float64)
     if not len(old) or not len(new):
-        return Drift(name="scores", p_value=1.0, observed=0.0, expected=0.0, n=len(new))
+        return Test(name="scores", p_value=1.0, observed=0.0, expected=0.0, n=len(new))
     found = ks_2samp(old, new, method="asymp")
-    return Drift(
+    return Test(
         name="scores",
         p_value=float(found.pvalue),
         observed=float(found.statistic),
@@ -108,15 +108,15 @@ def ks_test(reference: ArrayLike, scores: ArrayLike) -> Drift:
     )
 
 
-def deferral_test(deferred: int, n: int, before: int, of: int) -> Drift:
+def deferral_test(deferred: int, n: int, before: int, of: int) -> Test:
     """Whether ``deferred`` of the last ``n`` requests is unlike ``before`` of ``of`` earlier ones;
     two-sided, exact (Fisher)."""
     from scipy.stats import fisher_exact
 
     if not n or not of:
-        return Drift(name="deferrals", p_value=1.0, observed=0.0, expected=0.0, n=n)
+        return Test(name="deferrals", p_value=1.0, observed=0.0, expected=0.0, n=n)
     found = fisher_exact([[deferred, n - deferred], [before, of - before]])
-    return Drift(
+    return Test(
         name="deferrals",
         p_value=float(found.pvalue),
         observed=deferred / n,
@@ -125,7 +125,7 @@ def deferral_test(deferred: int, n: int, before: int, of: int) -> Drift:
     )
 
 
-def factor(tests: Iterable[Drift]) -> float:
+def factor(tests: Iterable[Test]) -> float:
     """By how much to multiply the audit rate."""
     return MORE_AUDITS if any(test.fires for test in tests) else 1.0
 

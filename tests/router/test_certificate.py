@@ -250,6 +250,20 @@ def test_a_threshold_no_longer_free_to_observe_keeps_what_it_has_won() -> None:
     assert same(after, update(before, rare))
 
 
+def test_capital_is_dealt_out_anew_only_when_the_audit_rate_is_another() -> None:
+    free = [Outcome(score=0.95, propensity=1.0, loss=0.0, least=1.0)] * 50
+    rate = [Outcome(score=0.95, propensity=0.2, loss=None, least=0.2)]
+    drifted = [Outcome(score=0.95, propensity=0.25, loss=None, least=0.25)]
+    before = update(fresh(), free)
+    assert np.ptp(before.logs[0]) > 1.0
+    dealt = update(before, rate)
+    assert np.ptp(dealt.logs[0]) < 0.1
+    even = np.exp(before.logs[0]).mean()
+    assert np.exp(dealt.logs[0]).mean() == pytest.approx(even, rel=0.05)
+    kept = update(update(dealt, rate * 200), drifted)
+    assert np.ptp(kept.logs[0]) > 1.0
+
+
 def test_an_archive_of_sampled_requests_certifies_a_new_student() -> None:
     """Uniformly sampled requests keep the teacher's answer, so each is a free label for any
     student that was not trained on it: the certificate is that of a calibration set."""

@@ -84,6 +84,12 @@ class Trip:
         return self.chat.keep and self.lane.task.store_payloads
 
     @property
+    def consent(self) -> bool:
+        """The exchange may be learnt from."""
+        wish = self.chat.consent
+        return self.lane.task.consent == "assumed" if wish is None else wish
+
+    @property
     def student_usd(self) -> float | None:
         """0 where the student was not asked."""
         if self.draft is None:
@@ -152,7 +158,7 @@ class Trip:
             prompt=prompt,
             body=body,
             subject=exchanges.subject(said),
-            consent=task.consent == "assumed" if self.chat.consent is None else self.chat.consent,
+            consent=self.consent,
             licensed=self.asking.by is None or self.asking.by.trainable,
             teacher_text=redaction.optional(self.teacher_text),
             teacher_model=self.teacher_model,

@@ -23,10 +23,11 @@ from gateway.lane import Lane
 from gateway.ledger import Ledger
 from gateway.storage import exchanges, pending
 from gateway.storage.line import endpoint_of
-from gateway.storage.promise import Promise
+from gateway.storage.promise import Promise, storable
 from gateway.storage.store import Store
 from gateway.storage.tables import utcnow
 from gateway.trip import Trip
+from router.output import check
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class Auditor:
             return
         promise = promised(trip, self._owner)
         trip.lane.sampling.promised()
-        self._store.enqueue(promise)
+        self._store.enqueue(storable(promise, trip.lane.task.redact))
         self._lines[promise.task].add(promise)
 
     async def _work(self, line: WaitingLine) -> None:
@@ -125,7 +126,8 @@ class Auditor:
     async def _audit(self, line: WaitingLine, promise: Promise) -> None:
         lane = line.lane
         if not promise.body:
-            await self._lose(promise, Failed(status=410))  # its text was erased
+            # its text was erased, or not to be stored, and its gateway is gone
+            await self._lose(promise, Failed(status=410))
             return
         if promise.failures and pending.expired(promise, utcnow() - OVERDUE):
             # it fails in a way that nobody foresaw
@@ -272,6 +274,9 @@ def promised(trip: Trip, owner: str) -> Promise:
         prompt=trip.prompt,
         student_text=trip.draft.answer.text,
         prompt_hash=trip.lane.prompt_hash,
+        consent=trip.consent,
+        broken=trip.live is not None
+        and check(trip.live.router.spec, trip.draft.answer) is not None,
         reason=decision.reason.value,
         score=decision.score,
         p_ood=decision.p_ood,

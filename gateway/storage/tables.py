@@ -432,10 +432,15 @@ class PendingAudit(SQLModel, table=True):
     dedupe_key: str
     """As the exchange that the audit becomes will have it."""
     body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
-    """The request as the client sent it; empty where it was erased."""
+    """The request as the client sent it; empty where it was erased, or holds what may not be
+    stored: then only the gateway that promised the audit can make it."""
     prompt: str
     student_text: str
     prompt_hash: str = ""
+    consent: bool
+    """As the exchange will have it."""
+    broken: bool
+    """The answer breaks the output rules, which is a full loss whatever the teacher says."""
     reason: str
     score: float | None = None
     p_ood: float | None = None

@@ -165,6 +165,42 @@ def test_nothing_of_a_task_that_keeps_no_text_is_sampled(
     assert teacher.chats == []
 
 
+def test_what_may_not_be_stored_is_not_stored_for_an_audit_either(
+    serving: Start, teacher: FakeOpenAI
+) -> None:
+    gateway = serving(audit_rate=1.0)
+    teacher.reply = Reply(status=503)
+    secret = "ghp_" + "a1B2" * 9
+    ask(gateway, secret)
+    wait_until(lambda: len(pending(gateway)) == 1)
+    assert secret not in str(pending(gateway)[0].model_dump())
+    # while its gateway lives the audit is made all the same, with the words that were sent
+    teacher.reply = "parcel"
+    (row,) = until_audited(gateway, 1)
+    assert (row.loss, row.reason) == (0.0, "trusted")
+    assert teacher.chats[-1]["user"] == secret
+    assert gateway.exchange().body["user"] == "<SECRET_1>"
+    assert gateway.exchange().subject
+
+
+def test_an_audit_without_its_text_is_lost_with_its_gateway(
+    serving: Start, teacher: FakeOpenAI
+) -> None:
+    gateway = serving(audit_rate=1.0, audit={"lease_s": 1.0})
+    teacher.reply = Reply(status=503)
+    ask(gateway, "ghp_" + "a1B2" * 9)
+    answers(gateway, 1)
+    gateway.stop()
+    gateway.store.close()
+    teacher.reply = "parcel"
+    asked = len(teacher.chats)
+    with RunningGateway(gateway.config) as again:
+        (row,) = until_audited(again, 1)
+        assert (row.loss, row.reason, row.status) == (1.0, "lost", 410)
+        assert len(teacher.chats) == asked
+    again.store.close()
+
+
 def test_audits_are_finished_before_the_gateway_stops(serving: Start, teacher: FakeOpenAI) -> None:
     gateway = serving(audit_rate=1.0)
     teacher.reply = Reply(text="parcel", delay_s=0.3)

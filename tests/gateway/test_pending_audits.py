@@ -36,6 +36,8 @@ def promise(row_id: str = "req-1", held_s: float = 60.0, **more: Any) -> Promise
         "prompt": "hi",
         "student_text": "parcel",
         "prompt_hash": "",
+        "consent": True,
+        "broken": False,
         "reason": "trusted",
         "score": 0.9,
         "p_ood": None,

@@ -35,6 +35,7 @@ def score_after(trip: Trip, live: Live, draft: Draft, first: Decision) -> Decisi
     started = time.perf_counter()
     decision = guarded(partial(live.router.after, trip.prompt, draft.answer, first.p_ood), trip)
     trip.lane.metrics.after.observe(time.perf_counter() - started)
+    trip.scored(decision.score)
     return decision
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from gateway.audit import answer_text
+from gateway.audits.teacher import answer_text
 from gateway.config import Config, Task
 from gateway.errors import GatewayError
 from gateway.ids import new_id

@@ -91,7 +91,7 @@ class Auditor:
             len(trip.incoming.raw), trip.teacher_text or "", trip.teacher_usage
         )
         children, line = trip.lane.metrics, trip.audit_line()
-        self._ledger.enter(line)
+        await self._ledger.audited(trip.config, trip.lane, line)
         if hold is not None:
             hold.settle(line.teacher_usd)
         if trip.teacher_usage is not None:

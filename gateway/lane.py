@@ -1,7 +1,7 @@
 """One task at run time: its contract, the bundle that is live, its metrics."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Protocol, TypeVar
 
@@ -9,6 +9,7 @@ from prometheus_client import Counter, Histogram
 
 from gateway import metrics
 from gateway.cache import Cache
+from gateway.certificates.standing import UNKNOWN, Standing, show
 from gateway.checks import Checks
 from gateway.config import Config, Output, Task
 from gateway.money.prices import PriceBook
@@ -17,7 +18,8 @@ from gateway.prompt import prompt_hash
 from gateway.storage.bundles import BundleFiles
 from router.decision import Answer, Decision
 from router.output import OutputSpec
-from router.threshold import Certificate
+from router.router import Start
+from router.threshold import NEVER, Certificate
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -32,16 +34,30 @@ class Judge(Protocol):
     def threshold(self) -> float: ...
     @property
     def spec(self) -> OutputSpec: ...
-    def before(self, prompt: str) -> Decision: ...
-    def after(self, prompt: str, answer: Answer, p_ood: float | None = None) -> Decision: ...
+    @property
+    def start(self) -> Start: ...
+    def before(self, prompt: str, threshold: float | None = None) -> Decision: ...
+    def after(
+        self,
+        prompt: str,
+        answer: Answer,
+        p_ood: float | None = None,
+        threshold: float | None = None,
+    ) -> Decision: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """The bundle that answers now. Replaced as a whole, never changed."""
+    """The bundle that answers now, and the score from which it may. Replaced as a whole, never
+    changed."""
 
     bundle: BundleFiles
     router: Judge
+    standing: Standing = UNKNOWN
+
+    @property
+    def threshold(self) -> float:
+        return self.standing.threshold
 
 
 class Lane:
@@ -57,6 +73,8 @@ class Lane:
         self.live: Live | None = None
         self.problem: str | None = None
         self.max_model_len: int | None = None
+        #: drift asks for more audits than the plan has
+        self.audit_factor = 1.0
         self.estimate = TeacherEstimate()
         self.metrics = LaneMetrics(task.name)
         self.checks = Checks(task.checks)
@@ -66,9 +84,19 @@ class Lane:
         """With which probability a request is sampled. Where the teacher answers everything, the
         rows are traffic as it is, all of them."""
         live = self.live
-        if self.task.mode != "serve" or live is None or live.router.certificate is None:
+        if self.task.mode != "serve" or live is None or live.threshold >= NEVER:
             return 1.0
         return self.task.audit_rate
+
+    def take(self, bundle: str, standing: Standing) -> bool:
+        """What the certificate of that bundle says now, from here on. False where the bundle is not
+        live any more, or something newer is known already."""
+        live = self.live
+        if live is None or live.bundle.id != bundle or live.standing.version >= standing.version:
+            return False
+        self.live = replace(live, standing=standing)
+        show(self.task.name, live.router.certificate, standing)
+        return True
 
 
 def sampled(request_id: str, propensity: float) -> bool:

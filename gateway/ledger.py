@@ -6,6 +6,8 @@ import time
 from collections.abc import Coroutine
 
 from gateway import metrics
+from gateway.certificates import live as certificates
+from gateway.config import Config
 from gateway.errors import StoreError
 from gateway.lane import Lane
 from gateway.storage.line import Line
@@ -49,6 +51,20 @@ class Ledger:
         while self._writes:
             await asyncio.wait(self._writes)
 
+    async def audited(self, config: Config, lane: Lane, line: Line) -> None:
+        """The row of an audit: into the ledger at once, and heard by the alarms. Never raises;
+        while the database is away it waits as other rows do."""
+        live = lane.live
+        if live is None or live.bundle.id != line.bundle:
+            self.enter(line)
+            return
+        subject = certificates.subject_of(config, lane, live)
+        try:
+            await certificates.audited(self._store, subject, lane, [line])
+        except StoreError as error:
+            logger.warning("audit not heard yet", extra={"audit": line.id, "error": str(error)})
+            self.enter(line)
+
     def enter(self, line: Line) -> None:
         """Into the ledger, soon; never waits."""
         self._store.enqueue(line)
@@ -67,7 +83,7 @@ class Ledger:
         children.overhead.observe(max(0.0, duration_s - incoming.waited_s))
         if trip.chat.stream and sink.first_byte_at is not None:
             children.first_token[(route,)].observe(sink.first_byte_at - incoming.arrived)
-        if decision.score is not None:
+        if decision.score is not None and decision.score >= 0.0:  # else: may never be served
             children.score.observe(decision.score)
         if decision.p_ood is not None:
             children.p_ood.observe(decision.p_ood)

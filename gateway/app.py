@@ -16,7 +16,8 @@ from gateway.access.key_store import follow, refresh
 from gateway.access.keys import Keys
 from gateway.access.limits import Limits
 from gateway.api import endpoints
-from gateway.audit import Auditor
+from gateway.audits.auditor import Auditor
+from gateway.audits.checking import Checker
 from gateway.claims import Claims
 from gateway.config import Config, NextTeacher, Student, Teacher
 from gateway.errors import ConfigError
@@ -51,7 +52,7 @@ def create_app(
     student = make_pool(config.student)
     if store is None:
         store = Store.open(config.database_url, config.state / "spool", config.store.commit_ms)
-    ledger = Ledger(store)
+    ledger = Ledger(store, config)
     budgets = Budgets(
         store.engine,
         lambda usage, model: prices.teacher_usd(usage, model or config.teacher.model),
@@ -69,7 +70,7 @@ def create_app(
         teacher=teacher,
         student=student,
         ledger=ledger,
-        auditor=Auditor(teacher, ledger, budgets),
+        auditor=Auditor(lanes, Checker(config, teacher, prices, lanes), ledger, store, budgets),
         draining=Event() if draining is None else draining,
     )
     poller = Poller(config, store, list(lanes.values()), teacher, student)
@@ -94,7 +95,7 @@ def create_app(
         # without a model or a price in the configuration, each call's own model has to be looked up
         listed = config.teacher.model is None and prices.lists(config.teacher.base_url)
         budgets.start(check=not listed)
-        parts.auditor.start()
+        await parts.auditor.start()
         try:
             yield
         finally:

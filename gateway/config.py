@@ -443,6 +443,51 @@ class Budget(Section):
     """In a month; null: no bound."""
 
 
+class JudgeSection(Section):
+    """An OpenAI-compatible model that compares the student's text with the teacher's, asked twice:
+    with either answer first. Best a model of another family than both."""
+
+    base_url: str
+    """Its base URL, with /v1."""
+    model: str
+    """Its name."""
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Environment variable with its key; null: none is sent."""
+    timeout_s: Positive = 60.0
+    """Longest wait for one verdict."""
+    price: Price = Price()
+    """What it costs."""
+
+
+class AuditSection(Section):
+    """A sample of the student's answers that the teacher is asked about too (docs/audits.md)."""
+
+    rate: Share = 0.01
+    """Steady share of requests, chosen by hash of their ids; 0: no audits at all."""
+    first_rate: Share = 0.05
+    """At least this share of the first requests of a bundle."""
+    first_requests: int = Field(default=2000, ge=0)
+    """How many requests count as a bundle's first."""
+    per_day: int = Field(default=50, ge=0)
+    """Where a day (UTC) would end with fewer audits, the share is raised."""
+    sampler: Literal["uniform", "sqrt"] = "uniform"
+    """uniform: all requests alike; sqrt: doubtful drafts more often, sure ones less."""
+    budget: Budget = Budget()
+    """What audits may cost, beside the task's own budget; spent: nothing is sampled any more."""
+    concurrency: int = Field(default=2, gt=0)
+    """Audits of the task that one gateway makes at a time."""
+    max_waiting: int = Field(default=1000, gt=0)
+    """With so many waiting in a gateway, it samples nothing more until there are fewer."""
+    patience_s: Positive = 3600.0
+    """How long a failed audit is tried again before it counts as a disagreement."""
+    lease_s: Positive = 30.0
+    """How long after its last word a gateway's audits are taken over by another."""
+    reask: Share = 0.05
+    """Share of audits in which the teacher is asked a second time: its own noise."""
+    judge: JudgeSection | None = None
+    """Who compares texts (output.kind: text); null: their words are compared."""
+
+
 class Task(Section):
     """One narrow job with its own student, router and contract."""
 
@@ -459,8 +504,8 @@ class Task(Section):
     """What an answer looks like."""
     contract: Contract = Contract()
     """What is promised."""
-    audit_rate: Share = 0.05
-    """Share of requests, chosen by hash, whose student answers the teacher checks off the path."""
+    audit: AuditSection = AuditSection()
+    """How the student's answers are checked by the teacher, off the path."""
     ood_epsilon: Share = 0.01
     """Share of ordinary traffic the out-of-distribution gate may turn away by mistake."""
     on_teacher_down: Literal["error", "degraded"] = "error"
@@ -478,6 +523,21 @@ class Task(Section):
     def _cache_keeps_text(self) -> "Task":
         if self.cache.enabled and not self.store_payloads:
             raise ValueError("cache.enabled keeps answers, which store_payloads: false forbids")
+        return self
+
+    @model_validator(mode="after")
+    def _cache_knows_who_is_sampled(self) -> "Task":
+        if self.cache.enabled and self.audit.sampler != "uniform":
+            raise ValueError(
+                "cache.enabled needs audit.sampler: uniform, or a repeat would be answered before"
+                " it is known whether it is audited"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _judge_has_texts(self) -> "Task":
+        if self.audit.judge is not None and self.output.kind != "text":
+            raise ValueError("audit.judge compares texts, and needs output.kind: text")
         return self
 
 
@@ -533,10 +593,7 @@ class CertificateSection(Section):
 
     settle_s: Positive = 60.0
     """How long after a request came its row may be written; later ones are left out. Longer than
-    most requests take: the certificate lags by this much, the alarms do not."""
-    audit_wait_s: Positive = 7200.0
-    """How long it waits for an audit before that counts as a disagreement. Longer than audits are
-    tried again."""
+    most requests take: the certificate lags by twice as much, the alarms do not."""
 
 
 class Config(Section):

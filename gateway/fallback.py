@@ -8,7 +8,7 @@ from functools import partial
 
 import orjson
 
-from gateway.audit import answer_text, teacher_body
+from gateway.audits.teacher import answer_text, teacher_body
 from gateway.draft import Draft
 from gateway.errors import GatewayError, UpstreamTimeout
 from gateway.first_try import ask_in_shadow, score_after

@@ -39,6 +39,7 @@ def score_after(trip: Trip, live: Live, draft: Draft, first: Decision) -> Decisi
     decide = partial(live.router.after, trip.prompt, draft.answer, first.p_ood, live.threshold)
     decision = guarded(decide, trip)
     trip.lane.metrics.after.observe(time.perf_counter() - started)
+    trip.scored(decision.score)
     return decision
 
 

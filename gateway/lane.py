@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import Protocol, TypeVar
 
 from prometheus_client import Counter, Histogram
 
 from gateway import metrics
+from gateway.audits.sampling import Sampling
 from gateway.cache import Cache
 from gateway.certificates.standing import UNKNOWN, Standing, show
 from gateway.checks import Checks
@@ -16,6 +16,7 @@ from gateway.money.prices import PriceBook
 from gateway.money.pricing import TeacherEstimate
 from gateway.prompt import prompt_hash
 from gateway.storage.bundles import BundleFiles
+from router.confidence import Confidence
 from router.decision import Answer, Decision
 from router.output import OutputSpec
 from router.router import Start
@@ -34,6 +35,8 @@ class Judge(Protocol):
     def threshold(self) -> float: ...
     @property
     def spec(self) -> OutputSpec: ...
+    @property
+    def confidence(self) -> Confidence: ...
     @property
     def start(self) -> Start: ...
     def before(self, prompt: str, threshold: float | None = None) -> Decision: ...
@@ -73,20 +76,21 @@ class Lane:
         self.live: Live | None = None
         self.problem: str | None = None
         self.max_model_len: int | None = None
-        #: drift asks for more audits than the plan has
-        self.audit_factor = 1.0
         self.estimate = TeacherEstimate()
         self.metrics = LaneMetrics(task.name)
         self.checks = Checks(task.checks)
         self.cache = Cache(task.name, task.cache) if task.cache.enabled else None
+        self.sampling = Sampling(task.audit)
+        #: drift asks for more audits; at least 1
+        self.audit_factor = 1.0
 
     def propensity(self) -> float:
-        """With which probability a request is sampled. Where the teacher answers everything, the
-        rows are traffic as it is, all of them."""
+        """With which probability the next request is sampled, before its draft is known. Where the
+        teacher answers everything, the rows are traffic as it is, all of them."""
         live = self.live
         if self.task.mode != "serve" or live is None or live.threshold >= NEVER:
             return 1.0
-        return self.task.audit_rate
+        return self.sampling.rate(self.audit_factor)
 
     def take(self, bundle: str, standing: Standing) -> bool:
         """What the certificate of that bundle says now, from here on. False where the bundle is not
@@ -97,12 +101,6 @@ class Lane:
         self.live = replace(live, standing=standing)
         show(self.task.name, live.router.certificate, standing)
         return True
-
-
-def sampled(request_id: str, propensity: float) -> bool:
-    """A coin with this probability, thrown by the request's id and nothing else."""
-    coin = int.from_bytes(sha256(request_id.encode()).digest()[:8], "big") / 2**64
-    return coin < propensity
 
 
 def output_spec(output: Output) -> OutputSpec:
@@ -150,6 +148,11 @@ class LaneMetrics:
         self.avoided = metrics.cost_avoided_usd_total.labels(task)
         self.audits = counters(metrics.audits_total)
         self.audit_loss = metrics.audit_loss_total.labels(task)
+        self.audit_retries = metrics.audit_retries_total.labels(task)
+        self.audits_waiting = metrics.audits_waiting.labels(task)
+        self.audit_rate = metrics.audit_rate.labels(task)
+        self.teacher_reasks = metrics.teacher_disagreement_reasks_total.labels(task)
+        self.teacher_loss = metrics.teacher_disagreement_loss_total.labels(task)
         self.exchanges = counters(metrics.exchanges_total)
         self.checks_failed = counters(metrics.checks_failed_total)
         self.cache = counters(metrics.cache_requests_total)

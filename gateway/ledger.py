@@ -24,8 +24,9 @@ class Ledger:
     """Writes outlive the request that asked for them: a client that leaves does not take its row
     along."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, config: Config) -> None:
         self._store = store
+        self._config = config
         self._writes: set[asyncio.Task[None]] = set()
 
     async def keep(self, lane: Lane, row: Exchange) -> None:
@@ -51,19 +52,18 @@ class Ledger:
         while self._writes:
             await asyncio.wait(self._writes)
 
-    async def audited(self, config: Config, lane: Lane, line: Line) -> None:
-        """The row of an audit: into the ledger at once, and heard by the alarms. Never raises;
-        while the database is away it waits as other rows do."""
+    async def hear(self, lane: Lane, bundle: str | None) -> None:
+        """An audit of that bundle is in the database: let the alarms have it at once. Never raises;
+        while the database is away they have it later."""
         live = lane.live
-        if live is None or live.bundle.id != line.bundle:
-            self.enter(line)
+        if live is None or live.bundle.id != bundle:
             return
-        subject = certificates.subject_of(config, lane, live)
+        subject = certificates.subject_of(self._config, lane, live)
         try:
-            await certificates.audited(self._store, subject, lane, [line])
+            await certificates.audited(self._store, subject, lane)
         except StoreError as error:
-            logger.warning("audit not heard yet", extra={"audit": line.id, "error": str(error)})
-            self.enter(line)
+            extra = {"task": lane.task.name, "error": str(error)}
+            logger.warning("audits not heard yet", extra=extra)
 
     def enter(self, line: Line) -> None:
         """Into the ledger, soon; never waits."""

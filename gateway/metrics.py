@@ -107,8 +107,29 @@ price_unknown_total = Counter(
 )
 audits_total = Counter(
     "retort_audits_total",
-    "Student answers checked by the teacher. result: agree | disagree | failed.",
+    "Student answers checked by the teacher. result: agree | disagree | lost.",
     ["task", "result"],
+)
+audit_retries_total = Counter(
+    "retort_audit_retries_total", "Audits that failed and are to be tried again.", ["task"]
+)
+audits_waiting = Gauge(
+    "retort_audits_waiting", "Audits this gateway has promised and not made yet.", ["task"]
+)
+audit_rate = Gauge(
+    "retort_audit_rate",
+    "Probability with which the next request is audited if served; 0: budget spent or line full.",
+    ["task"],
+)
+teacher_disagreement_reasks_total = Counter(
+    "retort_teacher_disagreement_reasks_total",
+    "Audits in which the teacher was asked a second time.",
+    ["task"],
+)
+teacher_disagreement_loss_total = Counter(
+    "retort_teacher_disagreement_loss_total",
+    "Disagreement of the teacher's second answers with its first, each in [0, 1], added up.",
+    ["task"],
 )
 audit_loss_total = Counter(
     "retort_audit_loss_total",

@@ -8,7 +8,7 @@ from typing import Any
 from gateway.access.budgets import Budgets
 from gateway.access.keys import Keys
 from gateway.access.limits import Limits
-from gateway.audit import Auditor
+from gateway.audits.auditor import Auditor
 from gateway.claims import Claims
 from gateway.config import Config
 from gateway.lane import Lane

@@ -8,7 +8,7 @@ from typing import Any
 from gateway.cache import Entry
 from gateway.config import Config
 from gateway.draft import Draft
-from gateway.lane import Lane, Live, sampled
+from gateway.lane import Lane, Live
 from gateway.money.pricing import Usage, add
 from gateway.prompt import user_text
 from gateway.storage import exchanges
@@ -18,6 +18,7 @@ from gateway.upstreams.chain import Asking
 from gateway.wire.protocol import Chat, Incoming
 from router.decision import Decision, Reason, Route
 from router.output import disagreement
+from router.sampler import sampled
 
 
 @dataclass(kw_only=True)
@@ -55,7 +56,21 @@ class Trip:
 
     def __post_init__(self) -> None:
         self.live = self.lane.live
-        self.propensity = self.lane.propensity()
+        # an audit needs the text later: what may not be kept is not audited (docs/audits.md)
+        self.rate = self.lane.propensity() if self.keeps_text else 0.0
+        self.uniform = self.lane.sampling.uniform(self.rate)
+        self.propensity = self.rate
+        self.sampled = sampled(self.incoming.id, self.propensity)
+        self.guess: float | None = None
+
+    def scored(self, score: float | None) -> None:
+        """The draft is known and its loss is not: fix what is expected of it, and with which
+        probability it is audited. Only the first score counts."""
+        if score is None or self.live is None or self.guess is not None:
+            return
+        router, sampling = self.live.router, self.lane.sampling
+        self.guess = sampling.guess(router.spec.kind, score, learned=router.confidence.learned)
+        self.propensity = sampling.propensity(self.rate, self.guess)
         self.sampled = sampled(self.incoming.id, self.propensity)
 
     @cached_property
@@ -137,8 +152,9 @@ class Trip:
             score=decision.score,
             p_ood=decision.p_ood,
             loss=self.loss(),
-            sampled=self.sampled,
-            propensity=self.propensity,
+            # rows drawn by this part of the propensity are traffic as it is
+            sampled=sampled(self.incoming.id, self.uniform),
+            propensity=self.uniform,
             bundle=None if self.live is None else self.live.bundle.id,
             check=self.check,
             prompt_hash=self.lane.prompt_hash,
@@ -171,7 +187,8 @@ class Trip:
             p_ood=decision.p_ood,
             sampled=self.sampled,
             propensity=None if self.live is None else self.propensity,
-            least=None if self.live is None else self.propensity,
+            least=None if self.live is None else self.uniform,
+            guess=self.guess,
             loss=self.loss(),
             student_usd=student_usd,
             teacher_usd=paid_usd,
@@ -186,36 +203,6 @@ class Trip:
             overhead_ms=max(0.0, duration_s - incoming.waited_s) * 1000,
         )
         line.count(self.usage)
-        return line
-
-    def audit_line(self) -> Line:
-        """The row of the audit, whose answer replaced the teacher's in this trip."""
-        usd = None if self.asking.lost else self._teacher_usd(self.teacher_usage)
-        line = Line(
-            id=f"{self.incoming.id}-audit",
-            kind="audit",
-            parent=self.incoming.id,
-            task=self.lane.task.name,
-            route=Route.TEACHER.value,
-            reason=self.decision.reason.value,
-            bundle=None if self.live is None else self.live.bundle.id,
-            model=name_of(self.teacher_model),
-            endpoint=endpoint_of(self.incoming.path),
-            caller=self.incoming.caller.id,
-            status=200,
-            score=self.decision.score,
-            p_ood=self.decision.p_ood,
-            sampled=self.sampled,
-            propensity=self.propensity,
-            least=self.propensity,
-            loss=self.loss(),
-            student_usd=0.0,
-            teacher_usd=usd,
-            cost_usd=usd,
-            duration_ms=(self.teacher_s or 0.0) * 1000,
-            teacher_ms=milliseconds(self.teacher_s),
-        )
-        line.count(self.teacher_usage)
         return line
 
     @property

@@ -15,34 +15,31 @@ from sqlmodel import Session, col, select
 
 from gateway import metrics
 from gateway.certificates import incidents
-from gateway.certificates.fold import Subject, locked, write
+from gateway.certificates.fold import Subject, columns, locked, write
 from gateway.certificates.outcomes import bound
 from gateway.certificates.standing import Standing, standing_of
 from gateway.certificates.state import begin
-from gateway.storage.line import Line
-from gateway.storage.rows import insert_rows
+from gateway.storage.database import refused_in_one_line
 from gateway.storage.store import Store
 from gateway.storage.tables import Certificate, Request
 from router import alarms
+from router.decision import Reason
 from router.threshold import NEVER
 
 logger = logging.getLogger(__name__)
 
+NOT_TRUSTED = frozenset({Reason.FORCED, Reason.DEGRADED})
 #: audits heard at a time
 MOST = 500
 
 
-def hear(store: Store, subject: Subject, lines: Sequence[Line] = ()) -> Standing | None:
-    """Hear the audits of a bundle that nobody has heard. ``lines``: rows of audits, written in the
-    same transaction if they are not there yet. None where there was nothing to hear, or the bundle
+def hear(store: Store, subject: Subject) -> Standing | None:
+    """Hear the audits of a bundle that nobody has heard. None where there were none, or the bundle
     has no certificate. Raises StoreError."""
-    if not lines:
-        with store.session() as session:
-            if not _unheard(session, subject, 1):
-                return None
+    with refused_in_one_line(store.engine), store.session() as session:
+        if not _unheard(session, subject, 1):
+            return None
     with store.transaction() as session:
-        if lines:
-            insert_rows(session.connection(), lines)
         row = locked(session, subject.terms.task, subject.bundle)
         audits = _unheard(session, subject, MOST) if row is not None else []
         if row is None or not audits:
@@ -80,9 +77,12 @@ def _observe(row: Certificate, audits: Sequence[Request]) -> str | None:
     for audit in audits:
         audit.heard = True
         parent = audit.parent or audit.id
+        if state is None or state.raised is not None:
+            continue
         # Audits of before the last alarm have had their say. One that nobody answered says nothing
-        # of the student; the certificate counts it as a disagreement all the same.
-        if state is None or state.raised is not None or parent < row.since or audit.status >= 400:
+        # of the student, though the certificate counts it as a disagreement, and a draft that was
+        # served for other reasons than its score says nothing of the threshold.
+        if parent < row.since or audit.status >= 400 or audit.reason in NOT_TRUSTED:
             continue
         weight = 1.0
         if audit.propensity and audit.least:
@@ -101,7 +101,8 @@ def _raise(session: Session, row: Certificate, subject: Subject, kind: str) -> N
     row.alarm = kind
     row.epoch += 1
     row.since = row.frontier = bound(time.time())
-    write(row, subject, begin(subject.terms, subject.start, row.epoch, row.since))
+    fresh = begin(subject.terms, subject.start, row.epoch, row.since)
+    write(row, subject, columns(subject, fresh, row.since))
     incidents.report(
         session,
         task=row.task,

@@ -6,6 +6,7 @@ for nothing, and a process that dies leaves nothing behind.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ from gateway.certificates.state import (
     threshold_of,
     unpack,
 )
+from gateway.storage.database import refused_in_one_line
 from gateway.storage.rows import insert_rows
 from gateway.storage.store import Store
 from gateway.storage.tables import Certificate, utcnow
@@ -66,10 +68,11 @@ def ensure(store: Store, subject: Subject) -> Standing:
     """Start a bundle's certificate where it has none, or where the contract has changed since: that
     is a promise of its own, with its own part of the allowed error. Raises StoreError."""
     terms = subject.terms
+    first = _new(subject)
     with store.transaction() as session:
         row = locked(session, terms.task, subject.bundle)
         if row is None:
-            insert_rows(session.connection(), [_new(subject)])
+            insert_rows(session.connection(), [first])
             row = locked(session, terms.task, subject.bundle)
             assert row is not None
         elif _other_contract(row, subject):
@@ -77,7 +80,8 @@ def ensure(store: Store, subject: Subject) -> Standing:
             row.frontier = row.since
             row.settle_s = terms.window.settle_s
             row.audit_wait_s = terms.window.audit_wait_s
-            write(row, subject, begin(terms, subject.start, row.epoch, row.since))
+            state = begin(terms, subject.start, row.epoch, row.since)
+            write(row, subject, columns(subject, state, row.since))
         return standing_of(row)
 
 
@@ -88,7 +92,7 @@ def fold(
     to count at once. ``now``: Unix time. Raises StoreError."""
     now = time.time() if now is None else now
     key = (subject.terms.task, subject.bundle)
-    with store.session() as session:
+    with refused_in_one_line(store.engine), store.session() as session:
         row = session.get_one(Certificate, key)
         window = window_of(row)
         horizon = window.horizon(now)
@@ -105,12 +109,13 @@ def fold(
     state = unpack(row.state)
     if counted:
         state = add(state, counted)
+    values = columns(subject, state, row.since)
     with store.transaction() as session:
         current = locked(session, *key, skip=True)
         if current is None or (current.epoch, current.frontier) != began:
             return standing_of(current or row), False
         current.frontier = frontier
-        write(current, subject, state)
+        write(current, subject, values)
         if current.alarm is not None and current.threshold < NEVER:
             current.alarm = None
             incidents.clear(session, *key, drift=False)
@@ -140,22 +145,35 @@ def recompute(
         after = rows[-1].id
 
 
-def write(row: Certificate, subject: Subject, state: State) -> None:
-    """The row for this state, a version on. The alarms follow the threshold."""
-    terms = subject.terms
-    threshold = threshold_of(terms, state, subject.offline, row.since)
+def columns(subject: Subject, state: State, since: str) -> dict[str, Any]:
+    """What of the row follows from the state. Worked out before the lock is taken: it is what takes
+    the time, and the first time it loads a library."""
     wealth = state.wealth
+    threshold = threshold_of(subject.terms, state, subject.offline, since)
+    certified = threshold < NEVER
+    value, low, high = live.coverage(wealth, threshold) if certified else (0.0, 0.0, 0.0)
+    return {
+        "state": pack(state),
+        "threshold": threshold,
+        "certified": certified,
+        "coverage": value,
+        "coverage_low": low,
+        "coverage_high": high,
+        "n": wealth.n,
+        "audits": wealth.audits,
+        "labels": wealth.labels,
+        "detail": figures(subject.terms, state, threshold),
+    }
+
+
+def write(row: Certificate, subject: Subject, values: Mapping[str, Any]) -> None:
+    """The row with these columns, a version on. The alarms follow the threshold."""
+    for name, value in values.items():
+        setattr(row, name, value)
     row.version += 1
-    row.state = pack(state)
-    row.threshold, row.certified = threshold, threshold < NEVER
-    row.coverage, row.coverage_low, row.coverage_high = (
-        live.coverage(wealth, threshold) if row.certified else (0.0, 0.0, 0.0)
-    )
-    row.n, row.audits, row.labels = wealth.n, wealth.audits, wealth.labels
-    row.detail = figures(terms, state, threshold)
     row.updated_at = utcnow()
     if row.certified:
-        row.alarms = _watched(row.alarms, terms, row.coverage)
+        row.alarms = _watched(row.alarms, subject.terms, row.coverage)
 
 
 def locked(session: Session, task: str, bundle: str, *, skip: bool = False) -> Certificate | None:
@@ -209,7 +227,7 @@ def _new(subject: Subject) -> Certificate:
         labels=0,
         updated_at=utcnow(),
     )
-    write(row, subject, begin(terms, subject.start, 1, ""))
+    write(row, subject, columns(subject, begin(terms, subject.start, 1, ""), ""))
     return row
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
 
 from gateway.certificates.alarm import hear
 from gateway.certificates.fold import Subject, ensure, fold
@@ -11,7 +10,6 @@ from gateway.certificates.state import terms_of
 from gateway.config import Config
 from gateway.errors import StoreError
 from gateway.lane import Lane, Live
-from gateway.storage.line import Line
 from gateway.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -45,9 +43,9 @@ async def follow(store: Store, subject: Subject, lane: Lane) -> None:
         logger.warning("certificate not read", extra=extra)
 
 
-async def audited(store: Store, subject: Subject, lane: Lane, lines: Sequence[Line]) -> None:
-    """Write rows of audits and hear them at once. Raises StoreError."""
-    standing = await asyncio.to_thread(hear, store, subject, lines)
+async def audited(store: Store, subject: Subject, lane: Lane) -> None:
+    """Act on audits that were just written. Raises StoreError."""
+    standing = await asyncio.to_thread(hear, store, subject)
     if standing is not None:
         lane.take(subject.bundle, standing)
 

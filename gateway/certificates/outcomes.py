@@ -18,6 +18,7 @@ from enum import StrEnum
 
 from sqlmodel import Session, col, select
 
+from gateway.storage.pending import audit_id
 from gateway.storage.tables import Request
 from router.certificate import Outcome
 from router.decision import Reason
@@ -38,8 +39,6 @@ NEVER_SERVED = frozenset(
 FREE = frozenset({Reason.UNSURE, Reason.SHADOW, Reason.NOT_CERTIFIED, Reason.ALARM})
 #: Of those: nothing was served at the time, so no loss was to be observed by chance.
 UNSERVED = frozenset({Reason.SHADOW, Reason.NOT_CERTIFIED, Reason.ALARM})
-#: A row may be written by a gateway whose clock is this far off, or in a commit that takes so long.
-MARGIN_S = 10.0
 
 
 class Left(StrEnum):
@@ -82,24 +81,20 @@ class Audit:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """``settle_s``: how long rows may take to be written; ``audit_wait_s``: how long an audit may.
-    Kept with a certificate, so that it can be recomputed."""
+    Kept with a certificate, so that it can be recomputed. Both are waited for settle_s longer: a
+    gateway's clock may be off, and a commit may take its time."""
 
     settle_s: float
     audit_wait_s: float
 
     def horizon(self, now: float) -> str:
         """Every row with an id under this is there, or is late. ``now``: Unix time."""
-        return bound(now - self.settle_s - MARGIN_S)
+        return bound(now - 2 * self.settle_s)
 
 
 def bound(at: float) -> str:
     """Under every id of a request that comes at this Unix time or later."""
     return f"req-{max(0, math.floor(at * 1000)):012x}"
-
-
-def audit_id(request_id: str) -> str:
-    """As `Trip.audit_line` names it."""
-    return f"{request_id}-audit"
 
 
 def came(row: Row) -> float:
@@ -168,7 +163,7 @@ def outcome(row: Row, audit: Audit | None, window: Window, now: float) -> Outcom
         deadline = at + window.audit_wait_s
         if audit is not None and not _after(audit.written_at, deadline):
             found = 1.0 if audit.loss is None else audit.loss
-        elif now > deadline + MARGIN_S:
+        elif now > deadline + window.settle_s:
             found = 1.0
         else:
             return Left.WAIT

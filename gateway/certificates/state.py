@@ -20,6 +20,8 @@ Doubles = NDArray[np.float64]
 
 #: A promise of nothing or of everything has no betting game; these are as good as such.
 EDGE = 1e-6
+#: An audit is tried again for the task's patience, and waited for so many times as long.
+PATIENCES = 2.0
 #: Two-sided 95 % of the normal distribution.
 Z = 1.96
 
@@ -45,7 +47,7 @@ def terms_of(config: Config, task: Task) -> Terms:
         delta=delta,
         offline_delta=offline,
         window=Window(
-            settle_s=config.certificate.settle_s, audit_wait_s=config.certificate.audit_wait_s
+            settle_s=config.certificate.settle_s, audit_wait_s=PATIENCES * task.audit.patience_s
         ),
     )
 

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, func, or_, update
 from sqlmodel import Session, col, select
 
 from gateway.errors import StoreError
-from gateway.storage import response_store
+from gateway.storage import pending, response_store
 from gateway.storage.database import refused_in_one_line
 from gateway.storage.store import Store
 from gateway.storage.tables import (
@@ -257,6 +257,7 @@ def erase_in(session: Session, ids: Sequence[str], detail: str = "") -> Erasure:
     datasets: set[str] = set()
     for chunk in _chunks(ids):
         response_store.erase_requests(session, chunk)
+        pending.erase(session, chunk)
     for row in _locked(session, ids, Exchange.state != State.ERASED):
         row.prompt, row.body = "", {}
         row.teacher_text = row.student_text = row.correction = None

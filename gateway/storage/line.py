@@ -12,6 +12,7 @@ from typing import ClassVar
 from sqlmodel import SQLModel
 
 from gateway.money.pricing import Usage
+from gateway.storage.promise import Promise
 from gateway.storage.tables import utcnow
 
 #: the task of traffic that no task claims
@@ -78,7 +79,7 @@ class Line:
 
 
 #: what the store takes
-Row = SQLModel | Line
+Row = SQLModel | Line | Promise
 
 
 def endpoint_of(path: str) -> str:

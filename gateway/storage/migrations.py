@@ -372,6 +372,37 @@ def m005_certificates(connection: Connection) -> None:
     meta.create_all(connection)
 
 
+def m006_pending_audits(connection: Connection) -> None:
+    meta = MetaData()
+    time = DateTime(timezone=True)
+    Table(
+        "pending_audit",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("at", time, nullable=False),
+        Column("task", String, nullable=False),
+        Column("bundle", String),
+        Column("caller", String, nullable=False),
+        Column("endpoint", String, nullable=False),
+        Column("dedupe_key", String, nullable=False),
+        Column("body", JSON, nullable=False),
+        Column("prompt", String, nullable=False),
+        Column("student_text", String, nullable=False),
+        Column("prompt_hash", String, nullable=False),
+        Column("reason", String, nullable=False),
+        Column("score", Float),
+        Column("p_ood", Float),
+        Column("propensity", Float, nullable=False),
+        Column("uniform", Float, nullable=False),
+        Column("guess", Float),
+        Column("expires", time, nullable=False),
+        Column("attempts", Integer, nullable=False),
+        Column("lease_owner", String, nullable=False),
+        Column("lease_until", time, nullable=False, index=True),
+    )
+    meta.create_all(connection)
+
+
 #: in the order in which they are applied
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     m001_initial,
@@ -379,6 +410,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     m003_stored,
     m004_responses,
     m005_certificates,
+    m006_pending_audits,
 )
 
 

@@ -87,7 +87,8 @@ class Request(SQLModel, table=True):
     sampled: bool = False
     """Whether the student's answer, if it is the one served, is audited."""
     propensity: float | None = None
-    """With which probability it was to be sampled; null where no bundle was live."""
+    """With which probability it was to be sampled; 0: nothing was to be known of its loss. Null
+    where no bundle was live."""
     guess: float | None = None
     """The loss expected of the draft, fixed before the loss was seen."""
     loss: float | None = None
@@ -113,10 +114,11 @@ class Request(SQLModel, table=True):
     completion_id: str | None = Field(default=None, index=True)
     """The `id` of the answer the client received."""
     kind: str = "answer"
-    """answer: a request; audit: the teacher asked about a student's answer; judge, label: calls of
-    the retraining loop."""
+    """answer: a request; audit: the teacher asked about a student's answer; reaudit: asked once
+    more; judge: a model that compares both answers, here or in a night; label: a call of the
+    retraining loop."""
     parent: str | None = None
-    """Of an audit: id of the request."""
+    """Of an audit, and what belongs to it: id of the request."""
     endpoint: str = "chat/completions"
     """chat/completions | completions | embeddings | responses | messages | other"""
     model: str | None = None
@@ -354,7 +356,7 @@ class Spending(SQLModel, table=True):
 
     __tablename__ = "spending"
     account: str = Field(primary_key=True)
-    """`task:` and its name, or `key:` and its id."""
+    """`task:` or `audit:` and the task's name, or `key:` and its id."""
     period: str = Field(primary_key=True)
     """A day or month of UTC: 2026-11-24, 2026-11."""
     taken_usd: float
@@ -481,3 +483,37 @@ class Incident(SQLModel, table=True):
     threshold_before: float | None = None
     threshold_after: float | None = None
     cleared_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+
+
+class PendingAudit(SQLModel, table=True):
+    """An audit that was promised and is not made yet, with the text it needs. The gateway writes
+    its rows as `storage/promise.py: Promise`; they go when the audit is in the ledger."""
+
+    __tablename__ = "pending_audit"
+    id: str = Field(primary_key=True)
+    """The request id."""
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    task: str
+    bundle: str | None = None
+    caller: str = ""
+    endpoint: str
+    dedupe_key: str
+    """As the exchange that the audit becomes will have it."""
+    body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    """The request as the client sent it; empty where it was erased."""
+    prompt: str
+    student_text: str
+    prompt_hash: str = ""
+    reason: str
+    score: float | None = None
+    p_ood: float | None = None
+    propensity: float
+    uniform: float
+    """The part of the propensity that does not depend on the draft."""
+    guess: float | None = None
+    expires: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    """When it is given up, and counts as a disagreement."""
+    attempts: int = 0
+    """How many gateways have taken it over."""
+    lease_owner: str
+    lease_until: datetime = Field(sa_column=Column(UTCDateTime, nullable=False, index=True))

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from gateway.audit import answer_text
+from gateway.audits.teacher import answer_text
 from gateway.lane import Lane
 from gateway.prompt import prompt_hash, user_text
 from gateway.storage import exchanges

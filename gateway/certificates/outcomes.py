@@ -11,6 +11,7 @@ might have answered. What is left out must not depend on a draft's loss:
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,6 +40,8 @@ NEVER_SERVED = frozenset(
 FREE = frozenset({Reason.UNSURE, Reason.SHADOW, Reason.NOT_CERTIFIED, Reason.ALARM})
 #: Of those: nothing was served at the time, so no loss was to be observed by chance.
 UNSERVED = frozenset({Reason.SHADOW, Reason.NOT_CERTIFIED, Reason.ALARM})
+#: 1, 0.7, 0.5, 0.3, 0.2, 0.15, 0.1, … down to 0.0001, upwards
+LEVELS = (*(float(f"{m}e-{k}") for k in (5, 4, 3, 2) for m in (10, 15, 20, 30, 50, 70)), 1.0)
 
 
 class Left(StrEnum):
@@ -146,7 +149,7 @@ def outcome(row: Row, audit: Audit | None, window: Window, now: float) -> Outcom
         return Left.LATE
     if row.status >= 400 or not row.propensity or not _plausible(row):
         return Left.OUTSIDE
-    least = row.propensity if row.least is None else min(row.least, row.propensity)
+    least = rounded_down(row.propensity if row.least is None else min(row.least, row.propensity))
     if row.reason in NEVER_SERVED or row.score == REJECTED:
         return Outcome(score=REJECTED, propensity=1.0, loss=0.0, least=least)
     if row.reason in FREE:
@@ -174,6 +177,13 @@ def outcome(row: Row, audit: Audit | None, window: Window, now: float) -> Outcom
         guess=row.guess or 0.0,
         least=least,
     )
+
+
+def rounded_down(least: float) -> float:
+    """To a few levels: the audit rate moves all the time, and each new least propensity makes the
+    certificate deal out its capital anew. A lower one is as valid."""
+    at = bisect_right(LEVELS, least)
+    return LEVELS[at - 1] if at else least
 
 
 def outcomes(

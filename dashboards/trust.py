@@ -5,6 +5,8 @@ from queries import (
     AUDITED,
     CLAIMED,
     LOSS,
+    NOISE,
+    REASKED,
     REQUESTS,
     STUDENT_DAY,
     newest,
@@ -152,8 +154,8 @@ def quality() -> Row:
             ),
             Panel(
                 title="Audits",
-                description="Audits per hour by result. `failed`: the teacher gave no answer, or "
-                "the waiting line was full.",
+                description="Audits per hour by result. `lost`: no teacher will ever say; the "
+                "certificate counts it as a disagreement.",
                 queries=[
                     Query(
                         expr=f"3600 * {total('retort_audits_total', by='result')}",
@@ -162,6 +164,43 @@ def quality() -> Row:
                 ],
                 unit="short",
                 stack=True,
+            ),
+            Panel(
+                title="Audits promised",
+                description="Audits waiting to be made, over all gateways, and attempts per hour "
+                "that failed and are to be repeated: many of either, and the teacher is down, or "
+                "the tasks' `audit.concurrency` is too small.",
+                queries=[
+                    Query(
+                        expr=f"sum by (task) ({of('retort_audits_waiting')})",
+                        legend="{{task}} waiting",
+                    ),
+                    Query(
+                        expr=f"3600 * {total('retort_audit_retries_total', by='task')}",
+                        legend="{{task}} failed attempts per hour",
+                    ),
+                ],
+                unit="short",
+            ),
+            Panel(
+                title="Audit rate",
+                description="Probability with which a request is audited if it is served. 0: the "
+                "budget is spent or the line is full.",
+                queries=[
+                    Query(
+                        expr=f"max by (task) ({of('retort_audit_rate')})",
+                        legend="{{task}}",
+                    )
+                ],
+                unit="percentunit",
+                maximum=1,
+            ),
+            Panel(
+                title="The teacher's own noise",
+                description="How often the teacher, asked a second time, disagreed with itself "
+                "(last 24 hours). No student can agree with it more.",
+                queries=[Query(expr=share(NOISE, REASKED), legend="{{task}}")],
+                unit="percentunit",
             ),
             Panel(
                 title="Feedback",

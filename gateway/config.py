@@ -474,10 +474,10 @@ class AuditSection(Section):
     """uniform: all requests alike; sqrt: doubtful drafts more often, sure ones less."""
     budget: Budget = Budget()
     """What audits may cost, beside the task's own budget; spent: nothing is sampled any more."""
-    concurrency: int = Field(default=2, gt=0)
+    concurrency: int = Field(default=4, gt=0)
     """Audits of the task that one gateway makes at a time."""
     max_waiting: int = Field(default=1000, gt=0)
-    """With so many waiting in a gateway, it samples nothing more until there are fewer."""
+    """With so many waiting in a gateway, it samples nothing more until half of them are made."""
     patience_s: Positive = 3600.0
     """How long a failed audit is tried again before it counts as a disagreement."""
     lease_s: Positive = 30.0

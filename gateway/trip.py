@@ -64,14 +64,15 @@ class Trip:
         self.guess: float | None = None
 
     def scored(self, score: float | None) -> None:
-        """The draft is known and its loss is not: fix what is expected of it, and with which
-        probability it is audited. Only the first score counts."""
+        """The draft is known and its loss is not: fix what is expected of it, and, where it may
+        be served, with which probability it is audited. Only the first score counts."""
         if score is None or self.live is None or self.guess is not None:
             return
         router, sampling = self.live.router, self.lane.sampling
         self.guess = sampling.guess(router.spec.kind, score, learned=router.confidence.learned)
-        self.propensity = sampling.propensity(self.rate, self.guess)
-        self.sampled = sampled(self.incoming.id, self.propensity)
+        if self.decision.route is Route.STUDENT:
+            self.propensity = sampling.propensity(self.rate, self.guess)
+            self.sampled = sampled(self.incoming.id, self.propensity)
 
     @cached_property
     def prompt(self) -> str:

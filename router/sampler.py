@@ -9,6 +9,7 @@ an audit that comes home changes no propensity that was given before it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +68,8 @@ def shape(guesses: Sequence[float] | NDArray[np.float64]) -> float | None:
     """The factor k for which `by_doubt` samples drafts like these at the rate on average.
     ``guesses``: expected losses of recent served drafts. None where they say too little: sample
     uniformly."""
-    doubt = _doubt(np.asarray(guesses, dtype=np.float64))
+    u = np.clip(np.asarray(guesses, dtype=np.float64), 0.0, 1.0)
+    doubt = np.sqrt(u * (1.0 - u))
     if len(doubt) < SHAPE_ROWS or not (doubt > 0.0).any():
         return None
     # the floor only adds: without it the mean would be 1 at the upper end
@@ -84,12 +86,8 @@ def by_doubt(rate: float, guess: float, k: float | None) -> float:
     root of u(1-u) for a loss of 0 or 1."""
     if k is None or rate >= 1.0:
         return rate
-    return min(1.0, rate * max(SPREAD, k * float(_doubt(np.float64(guess)))))
-
-
-def _doubt(guess: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
-    u = np.clip(guess, 0.0, 1.0)
-    return np.asarray(np.sqrt(u * (1.0 - u)))
+    u = min(1.0, max(0.0, guess))
+    return min(1.0, rate * max(SPREAD, k * sqrt(u * (1.0 - u))))
 
 
 def _mean(k: float, doubt: NDArray[np.float64]) -> float:

@@ -37,6 +37,7 @@ PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 #: room that a budget must have for sampling to begin, where no audit has told its price yet
 LEAST_USD = 1e-6
+OVERDUE = timedelta(seconds=LONGEST_PAUSE_S)
 
 
 class Auditor:
@@ -126,8 +127,9 @@ class Auditor:
         if not promise.body:
             await self._lose(promise, Failed(status=410))  # its text was erased
             return
-        if promise.failures and pending.expired(promise):
-            await self._lose(promise, Failed(status=504))
+        if promise.failures and pending.expired(promise, utcnow() - OVERDUE):
+            # it fails in a way that nobody foresaw
+            await self._lose(promise, Failed(status=500))
             return
         try:
             hold = await self._hold(line, promise)

@@ -1,9 +1,12 @@
 """The audits of one task in one gateway that are promised and not made."""
 
 import asyncio
+import logging
 
 from gateway.lane import Lane
 from gateway.storage.promise import Promise
+
+logger = logging.getLogger(__name__)
 
 
 class WaitingLine:
@@ -37,12 +40,13 @@ class WaitingLine:
         self._look()
 
     def _look(self) -> None:
-        """While the line is full nothing is promised that could not be kept in time."""
-        full = len(self.waiting) >= self.lane.task.audit.max_waiting
-        sampling = self.lane.sampling
-        if full and sampling.closed is None:
+        """A full line promises nothing more until half of it is made: it does not open and close
+        with every request, and what waits is not always the longest line."""
+        most, sampling = self.lane.task.audit.max_waiting, self.lane.sampling
+        if len(self.waiting) >= most and sampling.closed is None:
             sampling.closed = "line"
-        elif not full and sampling.closed == "line":
+            logger.warning("audits: the line is full", extra={"task": self.lane.task.name})
+        elif len(self.waiting) <= most // 2 and sampling.closed == "line":
             sampling.closed = None
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """With which probability the next request of a task is audited: the plan, and what is known now."""
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from gateway.config import AuditSection
 from router import sampler
@@ -42,6 +42,11 @@ class Sampling:
         self._known = Known()
         self._own = 0
 
+    @property
+    def least(self) -> float:
+        """The smallest propensity there ever is, but for 0."""
+        return sampler.least(self.plan, by_doubt=self.by_doubt)
+
     def learn(self, known: Known) -> None:
         self._known, self._own = known, 0
 
@@ -55,7 +60,12 @@ class Sampling:
             return 0.0
         counts = self._known.counts
         day_left = 1.0 - time.time() % DAY_S / DAY_S
-        now = replace(counts, promised=counts.promised + self._own, day_left=day_left)
+        now = Counts(
+            requests=counts.requests,
+            served=counts.served,
+            promised=counts.promised + self._own,
+            day_left=day_left,
+        )
         return min(1.0, factor * sampler.rate(self.plan, now))
 
     def guess(self, kind: Kind, score: float, *, learned: bool) -> float:

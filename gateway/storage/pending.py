@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import delete, update
 from sqlmodel import Session, col, select
 
+from gateway.storage.database import refused_in_one_line
 from gateway.storage.promise import Promise
 from gateway.storage.store import Store
 from gateway.storage.tables import PendingAudit, Request, utcnow
@@ -64,7 +65,7 @@ def claim(store: Store, owner: str, tasks: Collection[str], lease_s: float) -> l
     free = col(PendingAudit.lease_until) < now
     ours = col(PendingAudit.task).in_(list(tasks)) | (col(PendingAudit.expires) < now)
     statement = select(PendingAudit).where(free, ours).order_by(col(PendingAudit.id)).limit(MOST)
-    with store.session() as session:
+    with refused_in_one_line(store.engine), store.session() as session:
         if session.exec(statement.limit(1)).first() is None:
             return []
     with store.transaction() as session:

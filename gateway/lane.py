@@ -18,6 +18,7 @@ from gateway.prompt import prompt_hash
 from gateway.storage.bundles import BundleFiles
 from router.confidence import Confidence
 from router.decision import Answer, Decision
+from router.ood import Ood
 from router.output import OutputSpec
 from router.router import Start
 from router.threshold import NEVER, Certificate
@@ -37,6 +38,8 @@ class Judge(Protocol):
     def spec(self) -> OutputSpec: ...
     @property
     def confidence(self) -> Confidence: ...
+    @property
+    def ood(self) -> Ood: ...
     @property
     def start(self) -> Start: ...
     def before(self, prompt: str, threshold: float | None = None) -> Decision: ...

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gateway import metrics
+from gateway.certificates import drift
 from gateway.certificates import live as certificates
 from gateway.certificates.standing import show
 from gateway.config import Config
@@ -74,6 +75,11 @@ class Poller:
                 if lane.live is not None:
                     subject = certificates.subject_of(self._config, lane, lane.live)
                     await certificates.follow(self._store, subject, lane)
+                    if slow:
+                        reference = len(lane.live.router.ood.reference)
+                        lane.audit_factor = await asyncio.to_thread(
+                            drift.follow, self._store, subject, reference
+                        )
                 if slow:
                     await asyncio.to_thread(self._count, lane)
             except Exception:

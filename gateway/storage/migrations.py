@@ -353,6 +353,7 @@ def m005_certificates(connection: Connection) -> None:
         Column("detail", JSON, nullable=False),
         Column("alarms", JSON),
         Column("alarm", String),
+        Column("drift", JSON),
         Column("updated_at", time, nullable=False),
     )
     Table(

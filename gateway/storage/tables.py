@@ -465,6 +465,10 @@ class Certificate(SQLModel, table=True):
     """The state of the alarms; null while nothing is served."""
     alarm: str | None = None
     """harm | shift, while it stands: the teacher answers until the student is certified anew."""
+    drift: dict[str, Any] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True), nullable=True)
+    )
+    """The last window of requests that was looked at for drift."""
     updated_at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
 
 

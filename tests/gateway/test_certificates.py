@@ -22,7 +22,7 @@ from ledger_rows import (
 )
 from sqlmodel import select
 
-from gateway.certificates import incidents
+from gateway.certificates import drift, incidents
 from gateway.certificates.alarm import hear
 from gateway.certificates.fold import Subject, ensure, fold, recompute, window_of
 from gateway.certificates.outcomes import bound
@@ -256,3 +256,41 @@ def test_an_idle_certificate_does_not_write_and_does_not_fall_behind(store: Stor
     assert again.version == first.version
     fold(store, SUBJECT, now=LATER + 1000)
     assert row(store).frontier == bound(LATER + 1000 - 2 * WINDOW.settle_s)
+
+
+def test_a_moved_window_asks_for_more_audits_until_one_has_not(store: Store) -> None:
+    start = Start(scores=np.linspace(0.5, 1.0, 300), losses=np.zeros(300))
+    subject = replace(SUBJECT, start=start)
+    ensure(store, subject)
+
+    def window(place: int, strange: float) -> None:
+        dice = np.random.default_rng(place)
+        began = BEGAN + place * drift.WINDOW
+        store.insert(
+            [
+                request_line(
+                    began + at,
+                    at,
+                    Reason.UNSURE,
+                    score=float(dice.uniform(0.5, 1.0)),
+                    loss=0.0,
+                    p_ood=0.002 if at < strange * drift.WINDOW else float(dice.uniform(0.01, 1.0)),
+                )
+                for at in range(drift.WINDOW)
+            ]
+        )
+
+    assert drift.follow(store, subject, 1000, now=LATER) == 1.0
+    window(0, 0.0)
+    assert drift.follow(store, subject, 1000, now=LATER) == 1.0
+    window(1, 0.05)
+    assert drift.follow(store, subject, 1000, now=LATER) == drift.MORE_AUDITS
+    # the same window is not looked at twice, by this gateway or another
+    assert drift.follow(store, subject, 1000, now=LATER) == drift.MORE_AUDITS
+    (incident,) = incidents.history(store, TASK)
+    assert incident.kind == "drift" and "strange" in incident.detail
+    assert row(store).threshold == ensure(store, subject).threshold  # it stops nothing
+    window(2, 0.0)
+    assert drift.follow(store, subject, 1000, now=LATER) == 1.0
+    (incident,) = incidents.history(store, TASK)
+    assert incident.cleared_at is not None

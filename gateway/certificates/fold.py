@@ -93,7 +93,9 @@ def fold(
     now = time.time() if now is None else now
     key = (subject.terms.task, subject.bundle)
     with refused_in_one_line(store.engine), store.session() as session:
-        row = session.get_one(Certificate, key)
+        row = session.get(Certificate, key)
+        if row is None:  # somebody deleted it
+            return ensure(store, subject), False
         window = window_of(row)
         horizon = window.horizon(now)
         rows = read_rows(session, *key, row.frontier, horizon, most)

@@ -2,17 +2,25 @@
 
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 from fake_openai import FakeOpenAI, Reply
 from ledger_rows import request_line
 from running_gateway import RunningGateway, wait_until
-from small_bundle import SURE
+from small_bundle import SURE, make_router
 from sqlmodel import select
 from triage import BODY, Start, live_bundle
 
 from gateway.certificates import incidents
+from gateway.certificates.outcomes import Row, Window, outcome
+from gateway.certificates.standing import Standing
+from gateway.config import Claim, Task
+from gateway.lane import Lane, Live
+from gateway.storage.bundles import BundleFiles
 from gateway.storage.tables import Certificate, Request
+from router.certificate import Outcome
 from router.decision import Reason
+from router.threshold import NEVER, REJECTED
 
 CHAT = "/v1/chat/completions"
 QUICK = {"certificate": {"settle_s": 0.2}}
@@ -102,3 +110,51 @@ def test_another_gateway_hears_of_the_alarm_from_the_database(
         number += 1
         wait_for_audits(gateway, number)
     wait_until(lambda: ask(other, 1000) == ("teacher", "alarm"))
+
+
+def test_a_shadow_draft_that_breaks_the_rules_counts_as_never_served(
+    serving: Start, student: FakeOpenAI
+) -> None:
+    student.reply = Reply(text="no such label", logprob=SURE)
+    gateway = serving(mode="shadow", sections=QUICK)
+    assert ask(gateway, 0) == ("teacher", "shadow")
+    (row,) = gateway.ledger()
+    assert (row.score, row.loss, row.least) == (REJECTED, 1.0, 1.0)
+    seen = Row(**{name: getattr(row, name) for name in Row.__slots__})
+    window = Window(settle_s=60.0, audit_wait_s=60.0)
+    counted = outcome(seen, None, window, time.time())
+    assert counted == Outcome(score=REJECTED, propensity=1.0, loss=0.0, least=1.0)
+
+
+def test_a_gateway_never_goes_back_to_an_older_certificate(tmp_path: Path) -> None:
+    lane = Lane(Task(name="triage", claim=Claim(model=["m"])))
+    files = BundleFiles(
+        id="b",
+        task="triage",
+        adapter="b",
+        base_model="student-base",
+        prompt_hash="",
+        dataset_id="",
+        created_at="",
+        folder=tmp_path,
+    )
+    lane.live = Live(bundle=files, router=make_router())
+    assert lane.live.threshold == NEVER  # until its certificate was read
+    assert lane.take("b", Standing(version=3, threshold=0.5))
+    assert lane.take("b", Standing(version=4, alarm="harm"))
+    # a thread that read before the alarm comes back after it
+    assert not lane.take("b", Standing(version=3, threshold=0.5))
+    assert not lane.take("another", Standing(version=9, threshold=0.1))
+    assert lane.live.threshold == NEVER and lane.live.standing.alarm == "harm"
+
+
+def test_a_gateway_that_cannot_read_its_certificate_keeps_the_last_one(
+    serving: Start, teacher: FakeOpenAI
+) -> None:
+    gateway = serving(sections=QUICK)
+    with gateway.store.transaction() as session:
+        session.connection().exec_driver_sql("ALTER TABLE certificate RENAME TO away")
+    time.sleep(1.5)  # more than a round of the poller
+    assert ask(gateway, 0) == ("student", "trusted")
+    with gateway.store.transaction() as session:
+        session.connection().exec_driver_sql("ALTER TABLE away RENAME TO certificate")

@@ -206,6 +206,7 @@ class Trip:
             p_ood=decision.p_ood,
             sampled=self.sampled,
             propensity=None if self.live is None else self.propensity,
+            least=None if self.live is None else self.uniform,
             guess=self.guess,
             loss=self.loss(),
             student_usd=student_usd,

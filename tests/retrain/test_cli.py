@@ -22,6 +22,7 @@ COMMANDS = [
     "rollback",
     "nightly",
     "savings",
+    "replay",
     "bundles",
     "queue",
     "keys",

@@ -79,10 +79,12 @@ class Chart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """One curve with its name; ``certified``: thresholds with what certifies them."""
+    """One curve with its name; ``certified``: thresholds with what certifies them;
+    ``probable``: the score is meant as a probability."""
 
     name: str
     curve: Curve
+    probable: bool = True
     certified: tuple[tuple[float, str], ...] = ()
 
 
@@ -93,7 +95,8 @@ def charts(subjects: Sequence[Subject], alpha: float) -> list[Chart]:
         found.append(_cost(subjects))
     if any(np.isfinite(subject.curve.p95_ms).any() for subject in subjects):
         found.append(_latency(subjects))
-    return [*found, _reliability(subjects)]
+    probable = [subject for subject in subjects if subject.probable]
+    return [*found, _reliability(probable)] if probable else found
 
 
 def told(point: Point, what: str = "") -> str:

@@ -138,8 +138,8 @@ class Replay:
         """What the curve is made of, and what is lacking."""
         curve = subject.curve
         lines = [
-            f"{subject.name}: {curve.rows:,} requests, of {curve.labels:,} the draft's loss is "
-            f"known, {curve.audits:,} of these by audit"
+            f"{subject.bundle} by {subject.signal}: {curve.rows:,} requests, the draft's loss "
+            f"known of {curve.labels:,}, {curve.audits:,} of these by audit"
         ]
         if curve.teacher_usd is None:
             lines.append("No dollars: the price of the student or the teacher is not known.")
@@ -178,8 +178,8 @@ class Replay:
             lines = ["No threshold is certified: the teacher answers everything."]
         else:
             lines = [
-                f"No certificate speaks of {subject.signal} (ranking {curve.apgr:.3f}; 0.5 is "
-                "random)."
+                f"No certificate speaks of {subject.signal}, which ranks the drafts at "
+                f"{curve.apgr:.2f} (0.5 is random)."
             ]
         if best is None:
             lines.append(f"No threshold keeps its interval under the contract's {self.alpha:.1%}.")

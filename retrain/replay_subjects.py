@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from sqlalchemy import MetaData, Table, inspect, select
@@ -52,8 +52,10 @@ def replayed(
         router = _router(files)
         live = champion is not None and champion.id == files.id
         for signal in dict.fromkeys(signals):
-            told = _told(config, task, store, files, router, live, signal, period, say)
-            subjects.append(told)
+            found = _told(config, task, store, files, router, live, signal, period, say)
+            subjects.append(found)
+    if len({told.bundle for told in subjects}) == 1:
+        subjects = [replace(told, name=told.signal) for told in subjects]
     return Replay(
         task=task.name,
         alpha=task.contract.max_disagreement,
@@ -134,10 +136,10 @@ def _told(
             held = online.threshold if online.threshold < NEVER else None
             if held is not None:
                 certified.append((held, "live certificate"))
-    name = files.id if signal == "score" else f"{files.id} by {signal}"
     return Told(
-        name=name,
+        name=files.id if signal == "score" else f"{files.id} {signal}",
         curve=curve,
+        probable=signal not in ("length", "random"),
         certified=tuple(certified),
         bundle=files.id,
         signal=signal,

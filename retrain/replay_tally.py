@@ -21,8 +21,8 @@ from retrain.replay import THRESHOLDS, Curve, Doubles, Flags, Group, Rows, Share
 #: the level of every interval
 DELTA = 0.05
 _BINS = len(THRESHOLDS) + 1
-#: milliseconds, 4 % apart; what is shorter or longer counts as the first or last
-_EDGES: Doubles = np.geomspace(0.1, 1e7, 481)
+#: milliseconds, 8 % apart; what is shorter or longer counts as the first or last
+_EDGES: Doubles = np.geomspace(0.1, 1e7, 241)
 _LOSSES = 101
 #: groups of the reliability diagram
 GROUPS = 10

@@ -286,7 +286,9 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     path = args.folder / "retort.yaml"
     text = CONFIG.format(state=json.dumps(str(args.folder / "state")), rate=AUDIT_RATE)
-    path.write_text(text + (f"store: {{url: {args.database}}}\n" if args.database else ""))
+    if args.database:
+        text += f"store: {{url: {json.dumps(args.database)}}}\n"
+    path.write_text(text)
     config = load(path)
     router, found = banking(args.folder, args.seed)
     with Store.open(config.database_url, config.state / "spool") as store:

@@ -12,7 +12,7 @@ COLOURS = (
     *("#2f6fb5", "#d9822b", "#3c9a6a", "#b5485d", "#7b62b3"),
     *("#8a7a3c", "#4aa6b5", "#a85fa0", "#6d7a88", "#c2a23a"),
 )
-DPI = 110
+DPI = 80
 
 
 def draw(path: Path, title: str, charts: Sequence[Chart]) -> None:
@@ -28,7 +28,7 @@ def draw(path: Path, title: str, charts: Sequence[Chart]) -> None:
         _draw(axes, chart)
     for axes in figure.axes[len(charts) :]:
         axes.set_axis_off()
-    figure.savefig(path, metadata={"Software": None})
+    figure.savefig(path, metadata={"Software": None}, pil_kwargs={"optimize": True})
 
 
 def _draw(axes: Any, chart: Chart) -> None:

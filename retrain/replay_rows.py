@@ -27,10 +27,6 @@ from router.threshold import REJECTED
 
 Doubles = NDArray[np.float64]
 Signal = Literal["score", "seq", "mean", "min", "first", "margin", "field_min", "length", "random"]
-SIGNALS: tuple[Signal, ...] = (
-    *("score", "seq", "mean", "min", "first", "margin", "field_min"),
-    *("length", "random"),
-)
 #: Rows read, and turned into numbers, at a time.
 CHUNK = 20_000
 

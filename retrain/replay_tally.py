@@ -201,8 +201,9 @@ class Tally:
         requests it stands for, because the teacher's time is known of some only."""
         served = np.cumsum(self._served[:-1], axis=0)
         deferred = np.cumsum(self._deferred[::-1], axis=0)[::-1][1:]
-        mass = np.cumsum(self._mass[:-1])
-        both = _scaled(served, mass) + _scaled(deferred, float(self._mass.sum()) - mass)
+        mass, total = np.cumsum(self._mass[:-1]), float(self._mass.sum())
+        least = 1e-9 * total
+        both = _scaled(served, mass, least) + _scaled(deferred, total - mass, least)
         return _quantile(both, 0.5), _quantile(both, 0.95)
 
     def _oracle(self, servable: float) -> tuple[tuple[float, float], ...]:
@@ -255,11 +256,12 @@ def _by_time(place: NDArray[np.intp], ms: Doubles, weight: Doubles) -> Doubles:
     return flat.astype(np.float64).reshape(_BINS, columns)
 
 
-def _scaled(counts: Doubles, mass: Doubles) -> Doubles:
-    """Rows of counts, each to sum up to its mass; NaN where there is mass and nothing counted."""
+def _scaled(counts: Doubles, mass: Doubles, least: float) -> Doubles:
+    """Rows of counts, each to sum up to its mass; NaN where there is mass and nothing counted.
+    Under ``least`` a mass is what rounding left over."""
     sums = counts.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.where(mass <= 1e-9, 0.0, np.where(sums > 0.0, mass / sums, np.nan))
+        scale = np.where(mass <= least, 0.0, np.where(sums > 0.0, mass / sums, np.nan))
     return counts * scale[:, None]
 
 

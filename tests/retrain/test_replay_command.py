@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from fake_openai import Body, FakeOpenAI, Reply
@@ -23,6 +23,8 @@ from gateway.storage.store import Store
 from gateway.storage.tables import Exchange, utcnow
 from retrain.answers import answers_to
 from retrain.cli import main
+from retrain.replay_command import SIGNALS
+from retrain.replay_rows import Signal
 from router.kept_signals import kept_signals
 from router.router import Router
 
@@ -264,6 +266,28 @@ def test_no_label_is_one_line(empty: World, capsys: pytest.CaptureFixture[str]) 
     empty.log(20, reason="ood")
     assert empty.replay() == 1
     one_line(capsys, "no row with a draft whose answer by the teacher is known")
+
+
+def test_a_bundle_of_another_task_is_one_line(
+    empty: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = bundles.write_bundle(
+        empty.config.state / "bundles",
+        task="other",
+        adapter_dir=empty.live.adapter_dir,
+        router_dir=empty.live.router_dir,
+        base_model="base",
+        prompt_hash=empty.live.prompt_hash,
+        dataset_id="d",
+        detail={},
+    )
+    bundles.register(empty.store, files)
+    assert empty.replay("--bundle", files.id) == 1
+    one_line(capsys, f"{files.id} is a bundle of task 'other', not 'triage'")
+
+
+def test_every_signal_that_can_be_asked_for_is_one_of_the_rows() -> None:
+    assert get_args(Signal) == SIGNALS
 
 
 def test_no_champion_is_one_line(empty: World, capsys: pytest.CaptureFixture[str]) -> None:

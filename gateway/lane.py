@@ -124,4 +124,5 @@ class LaneMetrics:
         self.audit_loss = metrics.audit_loss_total.labels(task)
         self.exchanges = counters(metrics.exchanges_total)
         self.checks_failed = counters(metrics.checks_failed_total)
+        self.redacted = counters(metrics.redacted_total)
         self.cache = counters(metrics.cache_requests_total)

@@ -112,6 +112,9 @@ def m001_initial(connection: Connection) -> None:
         Column("signals", JSON),
         Column("prompt_hash", String, nullable=False),
         Column("caller", String, nullable=False),
+        Column("subject", String, nullable=False, index=True),
+        Column("consent", Boolean, nullable=False),
+        Column("licensed", Boolean, nullable=False),
         Column("state", String, nullable=False),
         Column("seen", Integer, nullable=False),
         Column("attempts", Integer, nullable=False),
@@ -156,6 +159,7 @@ def m001_initial(connection: Connection) -> None:
         Column("parent", String),
         Column("dataset_id", String),
         Column("run_id", String),
+        Column("tainted", Boolean, nullable=False),
         Column("summary", JSON, nullable=False),
         Index(
             "ix_bundle_one_champion",

@@ -171,6 +171,12 @@ class Exchange(SQLModel, table=True):
     """Hash of the prompt contract in force."""
     caller: str = ""
     """Id of the API key; empty where none is needed."""
+    subject: str = Field(default="", index=True)
+    """SHA-256 of the end user's id where the request names one; for erasure."""
+    consent: bool = True
+    """The application lets this exchange be learnt from."""
+    licensed: bool = True
+    """Its teacher's answers may be learnt from; a correction may whatever its terms are."""
     state: str = State.CAPTURED
     seen: int = 1
     """How often the same request came."""
@@ -230,6 +236,8 @@ class Bundle(SQLModel, table=True):
     """The champion it was compared with."""
     dataset_id: str | None = None
     run_id: str | None = None
+    tainted: bool = False
+    """Made with rows that were erased since; the next night replaces it."""
     summary: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
 
 
@@ -240,7 +248,7 @@ class BundleEvent(SQLModel, table=True):
     task: str = Field(index=True)
     at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
     event: str
-    """registered | promoted | retired | rolled_back | rejected"""
+    """registered | promoted | retired | rolled_back | rejected | tainted"""
     detail: str = ""
 
 

@@ -233,6 +233,7 @@ def _statement(task: str, period: Period) -> Any:
         .where(
             e.c.task == task,
             e.c.state != State.ERASED.value,
+            e.c.consent,
             e.c.teacher_text.is_not(None) | e.c.correction.is_not(None),
             e.c.reason.not_in([reason.value for reason in _OTHERS]),
             *within(e.c, period),

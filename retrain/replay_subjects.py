@@ -27,6 +27,8 @@ from router.threshold import NEVER
 
 #: Rows between two lines of progress.
 PROGRESS = 200_000
+#: More rows without signals than this share of the others are said to matter.
+MOST_LACKING = 0.05
 _STAND_INS = (
     "Its drafts' costs and times are those logged of the student that was live; its gates and "
     "scores are its own."
@@ -98,6 +100,11 @@ def _told(
                 say(f"replay: {tally.rows:,} requests")
                 told += PROGRESS
         skipped = logged.skipped
+        if skipped["no signals kept"] > MOST_LACKING * tally.rows:
+            remarks.append(
+                "So many rows without signals are no accident: what is left is not the traffic as "
+                "it is."
+            )
     else:
         rehearsal = Rehearsal(
             config=config,

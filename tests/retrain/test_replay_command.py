@@ -370,6 +370,18 @@ def test_a_live_certificate_is_the_one_in_force(
     assert "No threshold is certified" in out
 
 
+def test_rows_from_before_signals_were_kept_are_counted_and_said_to_matter(
+    empty: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty.log(100)
+    with empty.store.engine.begin() as connection:
+        connection.execute(text("UPDATE exchange SET signals = NULL WHERE route = 'student'"))
+    assert empty.replay("--signal", "margin") == 0
+    out = capsys.readouterr().out
+    assert "Left out: 40 rows, no signals kept." in out
+    assert "what is left is not the traffic as it is" in out
+
+
 # -- another bundle
 
 

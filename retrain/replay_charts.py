@@ -241,7 +241,8 @@ def _latency(subjects: Sequence[Subject]) -> Chart:
                 if (y := (point.p50_ms, point.p95_ms)[which]) is not None
             )
             label = name if len(subjects) == 1 else f"{subject.name} {name}"
-            lines.append(Line(name=label, colour=2 * at + which, points=points, dots=dots))
+            colour = which if len(subjects) == 1 else at
+            lines.append(Line(name=label, colour=colour, points=points, dots=dots))
     first = subjects[0].curve
     for name, value in (("p50", first.teacher_p50_ms), ("p95", first.teacher_p95_ms)):
         if value is not None:

@@ -493,6 +493,44 @@ class AuditSection(Section):
     """Who compares texts (output.kind: text); null: their words are compared."""
 
 
+class CanarySection(Section):
+    """A new bundle is first tried on a share of the traffic, and compared with the champion after
+    every request (docs/canary.md)."""
+
+    enabled: bool = False
+    """True: nights start a canary where they would promote; `retort promote --canary` always may.
+    """
+    steps: list[Share] = Field(default=[0.01, 0.05, 0.25, 0.5], min_length=1)
+    """Shares of the task's conversations that the new bundle answers, one after the other; after
+    the last it is promoted."""
+    min_requests: int = Field(default=200, gt=0)
+    """Fewest requests of the new bundle in a step."""
+    max_requests: int = Field(default=2000, gt=0)
+    """With so many and no alarm a step is passed, whatever was shown."""
+    margin: Share = 0.0
+    """The new bundle is rolled back when it is shown to be worse by more than this."""
+    tolerance: Share = 0.02
+    """A step is passed early when it is shown to be worse by less than this."""
+    fallback_margin: Share = 0.05
+    """Its share of fallbacks may be larger by this much; the tolerance is added to it."""
+    delta: Share = 0.01
+    """Chance that a bundle that is as good is rolled back, however long the canary runs."""
+
+    @model_validator(mode="after")
+    def _make_a_test(self) -> "CanarySection":
+        if self.steps != sorted(self.steps) or not 0.0 < self.steps[0] <= self.steps[-1] < 1.0:
+            raise ValueError("steps must rise, from over 0 to under 1")
+        if self.min_requests > self.max_requests:
+            raise ValueError("min_requests is over max_requests")
+        if not self.margin < self.tolerance or self.fallback_margin + self.tolerance >= 1.0:
+            raise ValueError(
+                "margin must be under tolerance, and both with fallback_margin under 1"
+            )
+        if not 0.0 < self.delta < 1.0:
+            raise ValueError("delta must be between 0 and 1")
+        return self
+
+
 class Task(Section):
     """One narrow job with its own student, router and contract."""
 
@@ -528,6 +566,8 @@ class Task(Section):
     """What a draft must pass before it is served, in this order."""
     cache: CacheSection = CacheSection()
     """Whether exact repeats are answered from memory."""
+    canary: CanarySection = CanarySection()
+    """Whether a new student is tried on a share of the traffic first."""
 
     @model_validator(mode="after")
     def _cache_keeps_text(self) -> "Task":

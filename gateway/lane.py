@@ -21,6 +21,7 @@ from router.decision import Answer, Decision
 from router.ood import Ood
 from router.output import OutputSpec
 from router.router import Start
+from router.sampler import coin
 from router.threshold import NEVER, Certificate
 
 K = TypeVar("K")
@@ -66,6 +67,19 @@ class Live:
         return self.standing.threshold
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """The canary: a bundle that answers this share of the conversations beside the champion."""
+
+    id: str
+    live: Live
+    share: float
+
+    def takes(self, group: str) -> bool:
+        """Always the same for one conversation, and whoever is in stays in as the share grows."""
+        return coin(group, self.id) < self.share
+
+
 class Lane:
     """``live`` is None while no student may answer, and ``problem`` then says why, if it is not
     simply that none was promoted; else it says which replicas do not answer. ``max_model_len``:
@@ -78,6 +92,9 @@ class Lane:
         self.spec = output_spec(task.output)
         self.live: Live | None = None
         self.problem: str | None = None
+        self.canary: Trial | None = None
+        #: why this gateway sends the canary nothing, though one runs
+        self.canary_problem: str | None = None
         self.max_model_len: int | None = None
         self.estimate = TeacherEstimate()
         self.metrics = LaneMetrics(task.name)
@@ -87,21 +104,37 @@ class Lane:
         #: drift asks for more audits; at least 1
         self.audit_factor = 1.0
 
-    def propensity(self) -> float:
-        """With which probability the next request is sampled, before its draft is known. Where the
-        teacher answers everything, the rows are traffic as it is, all of them."""
-        live = self.live
+    def propensity(self, live: Live | None = None) -> float:
+        """With which probability the next request of ``live`` (default: the champion) is sampled,
+        before its draft is known. Where the teacher answers everything, the rows are traffic as it
+        is, all of them."""
+        live = live or self.live
         if self.task.mode != "serve" or live is None or live.threshold >= NEVER:
             return 1.0
-        return self.sampling.rate(self.audit_factor)
+        rate = self.sampling.rate(self.audit_factor)
+        if rate and self.canary is not None and live.bundle.id == self.canary.live.bundle.id:
+            # its first requests, whatever the champion has behind it
+            return max(rate, self.sampling.plan.first_rate)
+        return rate
+
+    def of_bundle(self, bundle: str | None) -> Live | None:
+        """The champion or the canary, if it is this bundle."""
+        for live in (self.live, None if self.canary is None else self.canary.live):
+            if live is not None and live.bundle.id == bundle:
+                return live
+        return None
 
     def take(self, bundle: str, standing: Standing) -> bool:
         """What the certificate of that bundle says now, from here on. False where the bundle is not
         live any more, or something newer is known already."""
-        live = self.live
-        if live is None or live.bundle.id != bundle or live.standing.version >= standing.version:
+        live = self.of_bundle(bundle)
+        if live is None or live.standing.version >= standing.version:
             return False
-        self.live = replace(live, standing=standing)
+        new = replace(live, standing=standing)
+        if self.canary is not None and live is self.canary.live:
+            self.canary = replace(self.canary, live=new)
+            return True
+        self.live = new
         show(self.task.name, live.router.certificate, standing)
         return True
 
@@ -160,3 +193,5 @@ class LaneMetrics:
         self.checks_failed = counters(metrics.checks_failed_total)
         self.redacted = counters(metrics.redacted_total)
         self.cache = counters(metrics.cache_requests_total)
+        for outcome in ("promoted", "rolled_back"):  # shown as 0 before the first
+            metrics.canary_ended_total.labels(task, outcome)

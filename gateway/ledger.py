@@ -55,8 +55,8 @@ class Ledger:
     async def hear(self, lane: Lane, bundle: str | None) -> None:
         """An audit of that bundle is in the database: let the alarms have it at once. Never raises;
         while the database is away they have it later."""
-        live = lane.live
-        if live is None or live.bundle.id != bundle:
+        live = lane.of_bundle(bundle)
+        if live is None:
             return
         subject = certificates.subject_of(self._config, lane, live)
         try:

@@ -219,6 +219,21 @@ certificate_rows_total = Counter(
     ["task", "result"],
 )
 alarm = Gauge("retort_alarm", "1 while an alarm keeps the task's student from answering.", ["task"])
+canary_share = Gauge(
+    "retort_canary_share_ratio",
+    "Share of the task's traffic that its canary gets; 0: none.",
+    ["task"],
+)
+canary_difference = Gauge(
+    "retort_canary_difference_ratio",
+    "By how much the canary was worse than the champion. race: trouble | fallback | loss.",
+    ["task", "race"],
+)
+canary_ended_total = Counter(
+    "retort_canary_ended_total",
+    "Canaries this process has ended. outcome: promoted | rolled_back.",
+    ["task", "outcome"],
+)
 incidents_total = Counter(
     "retort_incidents_total",
     "Incidents this process has found. kind: harm | shift | drift.",

@@ -46,6 +46,7 @@ class Parts:
         )
         problems = {f"task {name}": lane.problem for name, lane in self.lanes.items()}
         for name, lane in self.lanes.items():
+            problems[f"canary of {name}"] = lane.canary_problem
             if lane.live is not None and lane.live.standing.alarm is not None:
                 problems[f"student of {name}"] = (
                     f"alarm ({lane.live.standing.alarm}): the teacher answers until it is"
@@ -80,9 +81,17 @@ class Parts:
                     "mode": lane.task.mode,
                     "bundle": None if lane.live is None else lane.live.bundle.id,
                 }
+                | _canary(lane)
                 for name, lane in self.lanes.items()
             },
         }
+
+
+def _canary(lane: Lane) -> dict[str, Any]:
+    trial = lane.canary
+    if trial is None:
+        return {}
+    return {"canary": {"bundle": trial.live.bundle.id, "share": trial.share}}
 
 
 def named(places: list[int]) -> str:

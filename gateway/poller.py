@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gateway import metrics
+from gateway.canaries import follow as canaries
 from gateway.certificates import drift
 from gateway.certificates import live as certificates
 from gateway.certificates.standing import show
@@ -80,6 +81,7 @@ class Poller:
                         lane.audit_factor = await asyncio.to_thread(
                             drift.follow, self._store, subject, reference
                         )
+                await self._follow_canary(lane, look=slow)
                 if slow:
                     await asyncio.to_thread(self._count, lane)
             except Exception:
@@ -110,6 +112,19 @@ class Poller:
             self._trouble(lane, champion.id, str(error))
         else:
             self._switch(lane, new)
+
+    async def _follow_canary(self, lane: Lane, *, look: bool) -> None:
+        async def reconcile(live: Live) -> str | None:
+            if look or not self._loading.complete(live.bundle):
+                await self._loading.reconcile(live.bundle)
+            if self._loading.served(live.bundle):
+                return None
+            return self._loading.problem(live.bundle) or "no student is up"
+
+        await canaries.follow(self._store, self._config, lane, self._prepare, reconcile)
+        if lane.canary is not None:
+            subject = certificates.subject_of(self._config, lane, lane.canary.live)
+            await certificates.follow(self._store, subject, lane)
 
     async def _prepare(self, lane: Lane, champion: Bundle) -> Live:
         files = await asyncio.to_thread(bundles.read_bundle, champion.path)

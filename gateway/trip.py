@@ -57,9 +57,11 @@ class Trip:
     status: int = 0
 
     def __post_init__(self) -> None:
-        self.live = self.lane.live
+        self.live, canary = self.lane.live, self.lane.canary
+        if canary is not None and canary.takes(exchanges.group_key(self.prompt, self.chat.body)):
+            self.live = canary.live
         # an audit needs the text later: what may not be kept is not audited (docs/audits.md)
-        self.rate = self.lane.propensity() if self.keeps_text else 0.0
+        self.rate = self.lane.propensity(self.live) if self.keeps_text else 0.0
         self.uniform = self.lane.sampling.uniform(self.rate)
         self.propensity = self.rate
         self.sampled = sampled(self.incoming.id, self.propensity)

@@ -121,8 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     promote = add("promote", _promote, "make a bundle the champion of its task")
     promote.add_argument("bundle", help="bundle id (see `retort bundles`)")
     promote.add_argument("--why", default="by hand", help="kept in the bundle's history")
+    promote.add_argument(
+        "--canary", action="store_true", help="on a share of the traffic first (docs/canary.md)"
+    )
     rollback = add(
-        "rollback", _rollback, "go back to the champion before, or to the teacher", task=True
+        "rollback", _rollback, "end the canary, or go back to the champion before", task=True
     )
     rollback.add_argument("--why", default="by hand", help="kept in the bundle's history")
     nightly = add(
@@ -380,8 +383,8 @@ def _promote(args: argparse.Namespace) -> int:
 
     config = _config(args)
     with _store(config) as store:
-        promote_bundle(config, store, args.bundle, detail=args.why)
-    print(f"champion: {args.bundle}")
+        promote_bundle(config, store, args.bundle, detail=args.why, canary=args.canary)
+    print(f"{'canary' if args.canary else 'champion'}: {args.bundle}")
     return 0
 
 
@@ -418,12 +421,17 @@ def _say(line: str) -> None:
 
 
 def _bundles(args: argparse.Namespace) -> int:
+    from gateway.canaries.table import running
     from gateway.storage.bundles import history
 
     config = _config(args)
     with _store(config) as store:
-        for bundle in history(store, config.task(args.task).name):
+        task = config.task(args.task).name
+        canary = running(store, task)
+        for bundle in history(store, task):
             mark = "  tainted: made with rows erased since" if bundle.tainted else ""
+            if canary is not None and canary.bundle == bundle.id:
+                mark += f"  {canary.share:.0%} of the traffic, step {canary.step + 1}"
             print(f"{bundle.at:%Y-%m-%d %H:%M}  {bundle.state:<9}  {bundle.id}{mark}")
     return 0
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from gateway.canaries import table
 from gateway.config import Config, Task, Training
 from gateway.errors import BundleError
 from gateway.lane import output_spec
@@ -296,6 +297,9 @@ class Night:
                 promoted=False,
                 note=f"{now.id} became champion meanwhile, and was not compared with",
             )
+        canary = self.task.canary.enabled and now is not None and now.id != files.id
+        if canary and not opponent.tainted and not opponent.why:
+            return self._canary(files.id, verdict)
         live = promote_bundle(
             self.config,
             self.store,
@@ -310,6 +314,24 @@ class Night:
             note="" if live else f"{gateway_url} does not serve it yet; its /readyz says why",
             live=None if gateway_url is None else live,
         )
+
+    def _canary(self, bundle: str, verdict: Verdict) -> Outcome:
+        """Its share of the traffic, and no more yet."""
+        running = table.running(self.store, self.task.name)
+        if running is not None and running.bundle != bundle:
+            note = f"the canary of {running.bundle} still runs, so none was begun"
+            return Outcome(bundle=bundle, promoted=False, note=note)
+        promote_bundle(
+            self.config,
+            self.store,
+            bundle,
+            detail=verdict.reasons[0],
+            probes=[row.messages for row in self._examples("train")[:PROBES]],
+            canary=True,
+        )
+        share = self.task.canary.steps[0]
+        note = f"its canary has begun, on {share:.0%} of the traffic (`retort bundles`)"
+        return Outcome(bundle=bundle, promoted=False, note=note)
 
     def report(
         self,

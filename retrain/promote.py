@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 import orjson
 
+from gateway.canaries import table
 from gateway.config import Config, Task
 from gateway.errors import BundleError
 from gateway.prompt import prompt_hash
@@ -46,8 +47,10 @@ def promote_bundle(
     gateway_url: str | None = None,
     probes: Sequence[Messages] = PROBES,
     wait_s: float = WAIT_S,
+    canary: bool = False,
 ) -> bool:
-    """Make the bundle its task's champion. Raises BundleError, and nothing is changed then.
+    """Make the bundle its task's champion, or with ``canary`` let it answer a share of the traffic
+    first (docs/canary.md). Raises BundleError, and nothing is changed then.
 
     With ``gateway_url``: whether that gateway serves it now; without: True.
     """
@@ -64,6 +67,9 @@ def promote_bundle(
     for url in config.student.base_urls:
         ensure_loaded(url, files.adapter, files.adapter_dir)
         probe_adapter(config, files.adapter, probes, url)
+    if canary:
+        table.start(store, bundle_id, task.canary, detail)
+        return True
     bundles.promote(store, bundle_id, detail)
     return gateway_url is None or wait_for(gateway_url, task, bundle_id, wait_s)
 
@@ -78,7 +84,9 @@ def rollback_task(
     wait_s: float = WAIT_S,
 ) -> Bundle | None:
     """Back to the champion before, or to the teacher (None). Never waits for the student: a
-    rollback must work when everything else does not."""
+    rollback must work when everything else does not. While a canary runs, it is what ends."""
+    if table.stop(store, task.name, detail) is not None:
+        return bundles.champion(store, task.name)
     champion = bundles.rollback(store, task.name, detail)
     if gateway_url is not None:
         wait_for(gateway_url, task, None if champion is None else champion.id, wait_s)

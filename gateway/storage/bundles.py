@@ -23,6 +23,8 @@ from gateway.storage.tables import (
     Bundle,
     BundleEvent,
     BundleState,
+    Canary,
+    CanaryState,
     DatasetRow,
     Exchange,
     State,
@@ -197,7 +199,7 @@ def register(
                 summary=dict(summary or {}),
             )
             session.add(bundle)
-            _write_event(session, bundle, "registered", "")
+            write_event(session, bundle, "registered", "")
     return bundle
 
 
@@ -213,7 +215,7 @@ def _holds_erased(session: Session, dataset: str | None) -> bool:
 def champion(store: Store, task: str) -> Bundle | None:
     """The bundle that serves ``task`` now."""
     with store.session() as session:
-        return _champion(session, task)
+        return champion_in(session, task)
 
 
 def history(store: Store, task: str) -> list[Bundle]:
@@ -232,15 +234,17 @@ def events(store: Store, task: str) -> list[BundleEvent]:
 def promote(store: Store, bundle_id: str, detail: str = "") -> Bundle:
     """Let this bundle serve its task, and retire the one that did. Raises BundleError."""
     with store.transaction() as session:
-        bundle = _known(session, bundle_id)
-        _lock(session, bundle.task)
+        bundle = known(session, bundle_id)
+        lock(session, bundle.task)
         session.refresh(bundle)
         if bundle.state == BundleState.REJECTED:
             raise BundleError(f"{bundle_id} was rejected and cannot be promoted")
         if bundle.state == BundleState.CHAMPION:
             return bundle
-        _replace(session, _champion(session, bundle.task), bundle, "retired", f"for {bundle_id}")
-        _write_event(session, bundle, "promoted", detail)
+        replace_champion(
+            session, champion_in(session, bundle.task), bundle, "retired", f"for {bundle_id}"
+        )
+        write_event(session, bundle, "promoted", detail)
     return bundle
 
 
@@ -248,42 +252,60 @@ def rollback(store: Store, task: str, detail: str = "") -> Bundle | None:
     """Let the champion before this one serve again, and return it; None, where there was none:
     the teacher then answers everything. Raises BundleError where no champion serves."""
     with store.transaction() as session:
-        _lock(session, task)
-        current = _champion(session, task)
+        lock(session, task)
+        current = champion_in(session, task)
         if current is None:
             raise BundleError(f"{task} has no champion to roll back from")
         previous = _previous(session, task)
         to = "the teacher" if previous is None else previous.id
         why = f"to {to}" + (f": {detail}" if detail else "")
-        _replace(session, current, previous, "rolled_back", why)
+        replace_champion(session, current, previous, "rolled_back", why)
     return previous
 
 
 def reject(store: Store, bundle_id: str, detail: str) -> Bundle:
     """Bar a bundle from ever serving (again). Raises BundleError for the champion."""
     with store.transaction() as session:
-        bundle = _known(session, bundle_id)
-        _lock(session, bundle.task)
+        bundle = known(session, bundle_id)
+        lock(session, bundle.task)
         session.refresh(bundle)
         if bundle.state == BundleState.CHAMPION:
             raise BundleError(f"{bundle_id} serves {bundle.task}: roll back first")
+        if bundle.state == BundleState.CANARY:
+            stop_canary(session, bundle.task, f"rejected: {detail}")
         if bundle.state != BundleState.REJECTED:
             bundle.state = BundleState.REJECTED
-            _write_event(session, bundle, "rejected", detail)
+            write_event(session, bundle, "rejected", detail)
     return bundle
 
 
-def _replace(
+def replace_champion(
     session: Session, current: Bundle | None, new: Bundle | None, event: str, detail: str
 ) -> None:
+    """Move the pointer, under the task's lock. A canary compared with ``current`` ends."""
     if current is not None:
+        stop_canary(session, current.task, "the champion was replaced")
         current.state = BundleState.RETIRED
-        _write_event(session, current, event, detail)
+        write_event(session, current, event, detail)
         # before the other: the database allows one champion per task
         session.flush()
     if new is not None:
         new.state = BundleState.CHAMPION
         session.flush()
+
+
+def stop_canary(session: Session, task: str, reason: str) -> Canary | None:
+    """End the canary that runs, under the task's lock; its bundle is a candidate again."""
+    statement = select(Canary).where(Canary.task == task, Canary.state == CanaryState.RUNNING)
+    canary = session.exec(statement.with_for_update()).one_or_none()
+    if canary is None:
+        return None
+    canary.state, canary.reason, canary.ended_at = CanaryState.STOPPED, reason, utcnow()
+    bundle = known(session, canary.bundle)
+    bundle.state = BundleState.CANDIDATE
+    write_event(session, bundle, "canary_stopped", reason)
+    session.flush()
+    return canary
 
 
 def _previous(session: Session, task: str) -> Bundle | None:
@@ -295,20 +317,20 @@ def _previous(session: Session, task: str) -> Bundle | None:
         elif event.event == "rolled_back":
             stack.pop()
     for bundle_id in reversed(stack[:-1]):
-        bundle = _known(session, bundle_id)
+        bundle = known(session, bundle_id)
         if bundle.state == BundleState.RETIRED:
             return bundle
     return None
 
 
-def _lock(session: Session, task: str) -> None:
+def lock(session: Session, task: str) -> None:
     """One promotion of a task at a time. SQLite has locked the whole database already."""
     if session.connection().dialect.name == "postgresql":
         key = int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big", signed=True)
         session.connection().execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
 
-def _champion(session: Session, task: str) -> Bundle | None:
+def champion_in(session: Session, task: str) -> Bundle | None:
     statement = select(Bundle).where(Bundle.task == task, Bundle.state == BundleState.CHAMPION)
     return session.exec(statement).one_or_none()
 
@@ -318,14 +340,14 @@ def _events(session: Session, task: str) -> list[BundleEvent]:
     return list(session.exec(statement.order_by(col(BundleEvent.id))))
 
 
-def _known(session: Session, bundle_id: str) -> Bundle:
+def known(session: Session, bundle_id: str) -> Bundle:
     bundle = session.get(Bundle, bundle_id)
     if bundle is None:
         raise BundleError(f"no bundle {bundle_id!r}")
     return bundle
 
 
-def _write_event(session: Session, bundle: Bundle, event: str, detail: str) -> None:
+def write_event(session: Session, bundle: Bundle, event: str, detail: str) -> None:
     session.add(
         BundleEvent(bundle_id=bundle.id, task=bundle.task, at=utcnow(), event=event, detail=detail)
     )

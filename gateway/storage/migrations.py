@@ -411,6 +411,38 @@ def m006_pending_audits(connection: Connection) -> None:
     meta.create_all(connection)
 
 
+def m007_canaries(connection: Connection) -> None:
+    meta = MetaData()
+    time = DateTime(timezone=True)
+    Table(
+        "canary",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("task", String, nullable=False, index=True),
+        Column("bundle", String, nullable=False),
+        Column("champion", String, nullable=False),
+        Column("state", String, nullable=False),
+        Column("reason", String, nullable=False),
+        Column("step", Integer, nullable=False),
+        Column("share", Float, nullable=False),
+        Column("started_at", time, nullable=False),
+        Column("step_at", time, nullable=False),
+        Column("ended_at", time),
+        Column("frontier_at", time, nullable=False),
+        Column("frontier", String, nullable=False),
+        Column("requests", Integer, nullable=False),
+        Column("races", JSON, nullable=False),
+        Index(
+            "ix_canary_one_running",
+            "task",
+            unique=True,
+            sqlite_where=text("state = 'running'"),
+            postgresql_where=text("state = 'running'"),
+        ),
+    )
+    meta.create_all(connection)
+
+
 #: in the order in which they are applied
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     m001_initial,
@@ -419,6 +451,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     m004_responses,
     m005_certificates,
     m006_pending_audits,
+    m007_canaries,
 )
 
 

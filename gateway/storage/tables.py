@@ -52,9 +52,19 @@ class State(StrEnum):
 
 class BundleState(StrEnum):
     CANDIDATE = "candidate"
+    #: compared with the champion on a share of the traffic (docs/canary.md)
+    CANARY = "canary"
     CHAMPION = "champion"
     RETIRED = "retired"
     REJECTED = "rejected"
+
+
+class CanaryState(StrEnum):
+    RUNNING = "running"
+    PROMOTED = "promoted"
+    ROLLED_BACK = "rolled_back"
+    #: by hand, or because the champion was replaced
+    STOPPED = "stopped"
 
 
 class Request(SQLModel, table=True):
@@ -266,7 +276,8 @@ class BundleEvent(SQLModel, table=True):
     task: str = Field(index=True)
     at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
     event: str
-    """registered | promoted | retired | rolled_back | rejected | tainted"""
+    """registered | promoted | retired | rolled_back | rejected | tainted | canary |
+    canary_stopped"""
     detail: str = ""
 
 
@@ -538,3 +549,40 @@ class PendingAudit(SQLModel, table=True):
     """How many gateways have taken it over."""
     lease_owner: str
     lease_until: datetime = Field(sa_column=Column(UTCDateTime, nullable=False, index=True))
+
+
+class Canary(SQLModel, table=True):
+    """A new bundle on a share of its task's traffic, beside the champion. Replaced under its lock
+    by whichever gateway folds the next rows of the ledger into it."""
+
+    __tablename__ = "canary"
+    __table_args__ = (
+        Index(
+            "ix_canary_one_running",
+            "task",
+            unique=True,
+            sqlite_where=text("state = 'running'"),
+            postgresql_where=text("state = 'running'"),
+        ),
+    )
+    id: str = Field(primary_key=True)
+    task: str = Field(index=True)
+    bundle: str
+    """The challenger."""
+    champion: str
+    state: str = CanaryState.RUNNING
+    reason: str = ""
+    """Why it ended, in words and numbers."""
+    step: int = 0
+    share: float
+    """Of the task's traffic, while it runs."""
+    started_at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    step_at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    ended_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+    frontier_at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    """Rows of the ledger up to here, and at this time up to the id `frontier`, were counted."""
+    frontier: str = ""
+    requests: int = 0
+    """Of the challenger's, counted in this step."""
+    races: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """What is compared, by name: `canaries/races.py`."""

@@ -33,14 +33,14 @@ class Loading:
         does."""
         waiting = self._start(files)
         deadline = asyncio.get_running_loop().time() + FIRST_S
-        while waiting and not self._served(files):
+        while waiting and not self.served(files):
             left_s = deadline - asyncio.get_running_loop().time()
             done, waiting = await asyncio.wait(
                 waiting, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED
             )
             if not done:
                 break
-        if not self._served(files):
+        if not self.served(files):
             raise BundleError(self.problem(files) or f"{files.id} is not loaded yet")
         if waiting:
             # those that are as fast are there when the bundle goes live
@@ -86,7 +86,8 @@ class Loading:
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
 
-    def _served(self, files: BundleFiles) -> bool:
+    def served(self, files: BundleFiles) -> bool:
+        """Whether any replica answers under the adapter."""
         return any(files.adapter in replica.ready for replica in self._student.replicas)
 
     def _start(self, files: BundleFiles) -> set[asyncio.Task[None]]:

@@ -1,0 +1,1 @@
+"""A new bundle on a share of the traffic, compared with the champion after every request."""

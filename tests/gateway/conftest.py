@@ -104,6 +104,17 @@ def serving(
 
 
 @pytest.fixture
+def challenger(tmp_path: Path, small_router: Router) -> Promote:
+    """Register a new bundle, which nobody serves yet. Its id."""
+    numbers = count()
+
+    def run(gateway: RunningGateway, router: Router = small_router) -> str:
+        return register_bundle(gateway, router, tmp_path / f"challenger-{next(numbers)}")
+
+    return run
+
+
+@pytest.fixture
 def promote(tmp_path: Path, small_router: Router) -> Promote:
     """Promote a new bundle while the gateway runs, and wait until it is served. Its id."""
     numbers = count()
@@ -118,6 +129,12 @@ def promote(tmp_path: Path, small_router: Router) -> Promote:
 
 
 def promote_bundle(gateway: RunningGateway, router: Router, source: Path) -> str:
+    made = register_bundle(gateway, router, source)
+    bundles.promote(gateway.store, made)
+    return made
+
+
+def register_bundle(gateway: RunningGateway, router: Router, source: Path) -> str:
     task = gateway.config.task()
     adapter_dir, router_dir = save_parts(source, router)
     files = bundles.write_bundle(
@@ -131,5 +148,4 @@ def promote_bundle(gateway: RunningGateway, router: Router, source: Path) -> str
         detail={},
     )
     bundles.register(gateway.store, files, None, None, {})
-    bundles.promote(gateway.store, files.id)
     return files.id

@@ -129,6 +129,7 @@ def overview() -> Json:
             trust.routing(),
             trust.quality(),
             trust.certificate(),
+            trust.canary(),
             trust.release(),
             loop.money(),
             limits.limits(),

@@ -253,9 +253,7 @@ def certificate() -> Row:
                 description="How near the next laxer threshold is to its certificate: it has it "
                 "at 100 %.",
                 queries=[
-                    Query(
-                        expr=newest("retort_certificate_wealth_ratio", "task"), legend="{{task}}"
-                    )
+                    Query(expr=newest("retort_certificate_wealth_ratio", "task"), legend="{{task}}")
                 ],
                 unit="percentunit",
                 width=6,
@@ -298,6 +296,49 @@ def certificate() -> Row:
                 ],
                 unit="short",
                 stack=True,
+            ),
+        ],
+    )
+
+
+def canary() -> Row:
+    return Row(
+        title="Canaries (a new bundle on a share of the traffic)",
+        panels=[
+            Panel(
+                title="Canary's share",
+                description="Share of the task's conversations that a new bundle answers beside "
+                "the champion (docs/canary.md); 0: no canary runs.",
+                queries=[
+                    Query(expr=newest("retort_canary_share_ratio", "task"), legend="{{task}}")
+                ],
+                unit="percentunit",
+                maximum=1,
+            ),
+            Panel(
+                title="Canary against the champion",
+                description="By how much the canary was worse, on average: in trouble (no answer, "
+                "or a draft of no use), in fallbacks, in disagreement with the teacher. Under "
+                "0: better. None where nothing was compared yet.",
+                queries=[
+                    Query(
+                        expr=newest("retort_canary_difference_ratio", "task, race"),
+                        legend="{{task}} {{race}}",
+                    )
+                ],
+                unit="percentunit",
+                minimum=None,
+            ),
+            Panel(
+                title="Canaries ended",
+                description="How they went, over the chosen time.",
+                queries=[
+                    Query(
+                        expr=total("retort_canary_ended_total", by="task, outcome", per="range"),
+                        legend="{{task}}: {{outcome}}",
+                    )
+                ],
+                unit="short",
             ),
         ],
     )

@@ -21,6 +21,7 @@ from fake_openai import FakeOpenAI, Reply
 from small_bundle import STRANGE, SURE, UNSURE, make_router, prompts, save_parts
 from triage import SYSTEM, configuration
 
+from gateway.canaries import table
 from gateway.config import Config
 from gateway.prompt import prompt_hash
 from gateway.storage import bundles
@@ -44,6 +45,8 @@ def busy_gateway(folder: Path) -> Iterator[str]:
             "audit": {"rate": 0.5, "per_day": 0},
             "checks": [{"kind": "blocked", "patterns": ["!$"]}],
             "cache": {"enabled": True},
+            # it runs all the time
+            "canary": {"steps": [0.5], "min_requests": 10**6, "max_requests": 10**6, "delta": 1e-9},
             "budget": {"daily_usd": 1000.0, "monthly_usd": 9000.0},
         }
         config = configuration(folder / "state", (teacher, student), task)
@@ -80,22 +83,27 @@ def _student(body: dict[str, Any]) -> Reply:
 
 
 def _fill(config: Config, folder: Path) -> None:
-    """A champion, and the nights behind it."""
-    task = config.task()
-    adapter_dir, router_dir = save_parts(folder / "trained", make_router())
+    """A champion, a canary, and the nights behind them."""
+    task, router = config.task(), make_router()
     with Store.open(config.database_url, config.state / "spool", config.store.commit_ms) as store:
-        files = bundles.write_bundle(
-            config.state / "bundles",
-            task=task.name,
-            adapter_dir=adapter_dir,
-            router_dir=router_dir,
-            base_model="student-base",
-            prompt_hash=prompt_hash(task.prompt),
-            dataset_id="d1",
-            detail={},
-        )
-        bundles.register(store, files, None, None, {})
+        made = []
+        for name in ("trained", "challenger"):
+            adapter_dir, router_dir = save_parts(folder / name, router)
+            files = bundles.write_bundle(
+                config.state / "bundles",
+                task=task.name,
+                adapter_dir=adapter_dir,
+                router_dir=router_dir,
+                base_model="student-base",
+                prompt_hash=prompt_hash(task.prompt),
+                dataset_id="d1",
+                detail={},
+            )
+            bundles.register(store, files, None, None, {})
+            made.append(files)
+        files = made[0]
         bundles.promote(store, files.id)
+        table.start(store, made[1].id, task.canary)
         with store.session() as session:
             for hours, verdict in ((30, "promote"), (6, "hold")):
                 ended = utcnow() - timedelta(hours=hours)

@@ -177,7 +177,7 @@ def test_label_values_in_expressions_are_from_the_closed_sets(panel: Json, targe
         "route": set(Route),
         "reason": set(Reason),
         "upstream": {"student", "teacher"},
-        "outcome": {"stored", "duplicate", "spooled", "lost"},
+        "outcome": {"stored", "duplicate", "spooled", "lost", "promoted", "rolled_back"},
         "result": {"agree", "disagree", "failed"},
     }
     bounds = {f"{family.name}_bucket": set(family.buckets) for family in gateway_families()}

@@ -9,7 +9,8 @@ import pytest
 from night_world import StudentServer, WordTrainer, collect, make_config, open_store
 from sqlmodel import select
 
-from gateway.config import Config
+from gateway.canaries import table
+from gateway.config import CanarySection, Config
 from gateway.errors import BundleError
 from gateway.storage import bundles, exchanges
 from gateway.storage.store import Store
@@ -102,6 +103,30 @@ def test_a_better_student_replaces_the_champion(world: World) -> None:
     assert second.champion_report.n == second.challenger.n  # the same rows
     assert second.data is not None and first.data is not None
     assert second.data.train > first.data.train  # cumulative
+
+
+def test_a_better_student_begins_as_a_canary_where_that_is_wanted(world: World) -> None:
+    task = world.config.tasks[0].model_copy(update={"canary": CanarySection(enabled=True)})
+    world.config = world.config.model_copy(update={"tasks": [task]})
+    collect(world.store, 240)
+    first = world.night(WordTrainer(blind=HALF))
+    assert first.promoted  # nothing to be compared with
+    collect(world.store, 100, seed=2)
+    second = world.night()
+    assert second.verdict.kind == "promote" and not second.promoted
+    assert (
+        "its canary has begun, on 1% of the traffic"
+        in (Path(second.folder) / "report.md").read_text()
+    )
+    assert world.champion() == first.bundle
+    canary = table.running(world.store, "triage")
+    assert canary is not None and canary.bundle == second.bundle
+    # one night later it still runs
+    collect(world.store, 100, seed=3)
+    third = world.night()
+    assert third.verdict.kind == "promote" and third.bundle != second.bundle
+    assert third.note == f"the canary of {second.bundle} still runs, so none was begun"
+    assert table.running(world.store, "triage") == canary
 
 
 def test_a_worse_student_is_rejected_and_the_champion_stays(world: World) -> None:

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 from night_world import StudentServer, make_config, open_store, write_adapter
 from small_bundle import make_router
 from threadpoolctl import threadpool_limits
@@ -17,6 +18,7 @@ from gateway.errors import BundleError
 from gateway.prompt import prompt_hash
 from gateway.storage import bundles
 from gateway.storage.store import Store
+from retrain.cli import main
 from retrain.promote import promote_bundle, rollback_task, wait_for
 from router.artifact import save
 from router.router import Router
@@ -153,6 +155,31 @@ def test_a_rollback_needs_no_student_server(world: World) -> None:
     world.server.stop()
     back = rollback_task(world.config, world.store, world.config.tasks[0], detail="bad answers")
     assert back is not None and back.id == first == world.champion()
+
+
+def test_a_canary_is_checked_like_a_champion_and_ends_by_a_rollback(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = world.bundle(TABLE), world.bundle(TABLE | {"please": "account"})
+    with pytest.raises(BundleError, match="no champion"):
+        promote_bundle(world.config, world.store, first, canary=True)
+    path = tmp_path / "retort.yaml"
+    path.write_text(yaml.safe_dump(world.config.model_dump(mode="json")))
+
+    def retort(*words: str) -> str:
+        assert main([*words, "--config", str(path)]) == 0
+        return capsys.readouterr().out
+
+    retort("promote", first)
+    assert retort("promote", second, "--canary") == f"canary: {second}\n"
+    assert world.champion() == first and second in world.server.adapters
+    listed = retort("bundles")
+    assert f"canary     {second}  1% of the traffic, step 1" in listed
+    assert f"champion   {first}\n" in listed
+    world.server.stop()
+    assert retort("rollback") == f"champion: {first}\n"
+    assert f"candidate  {second}\n" in retort("bundles")
+    assert retort("rollback") == "champion: none, the teacher answers\n"
 
 
 def test_promotion_waits_for_the_gateway(world: World) -> None:

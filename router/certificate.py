@@ -48,6 +48,8 @@ LIVE_GRID: tuple[float, ...] = (*GRID[:-1:2], 0.0)
 SHARES: Doubles = np.geomspace(0.06, 0.8, 6)
 #: The running maximum of the capital is taken after every so many requests.
 BLOCK = 16
+#: A least propensity is another where it differs by this factor, not where an audit rate drifts.
+ANOTHER = 2.0
 #: Log-capital is kept in units of this, rounded down: exact sums, and never too much.
 UNIT = 2.0**-40
 #: Blocks worked on at once; bounds memory only.
@@ -98,6 +100,8 @@ class Wealth:
     """Losses observed for free."""
     now: float = 1.0
     """The least propensity at the last request."""
+    dealt: float = 1.0
+    """The least propensity when the bets last had equal capital."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,13 +188,16 @@ def update_arrays(
         return wealth
     seen, sure = ~np.isnan(x), p == 1.0
     values = u + np.where(seen | sure, (np.where(seen, x, 1.0) - u) / p, 0.0)
-    # Where the least propensity changes, the capital is dealt out to all bets anew: what was too
-    # bold a bet under the old one says nothing under the new one.
+    # Where the least propensity becomes another, the capital is dealt out to all bets anew: what
+    # was too bold a bet under the old one says nothing under the new one.
     cuts = (np.flatnonzero(np.diff(low)) + 1).tolist()
     for begin, end in pairwise([0, *cuts, len(s)]):
-        if wealth.n and wealth.now != low[begin]:
+        if not wealth.n:
+            wealth = replace(wealth, dealt=float(low[0]))
+        elif not 1.0 / ANOTHER < low[begin] / wealth.dealt < ANOTHER:
             even = _units(_mean_capital(wealth.logs))
-            wealth = replace(wealth, logs=np.repeat(even[:, None], len(SHARES), axis=1))
+            even = np.repeat(even[:, None], len(SHARES), axis=1)
+            wealth = replace(wealth, logs=even, dealt=float(low[begin]))
         for at in range(begin, end, CHUNK):
             part = slice(at, min(at + CHUNK, end))
             wealth = _bet(wealth, s[part], values[part], low[part])
@@ -272,14 +279,14 @@ def to_arrays(wealth: Wealth) -> dict[str, NDArray[Any]]:
         "peak": wealth.peak,
         "losses": wealth.losses,
         "served": wealth.served,
-        "shares": np.array([wealth.alpha, wealth.delta, wealth.least, wealth.now]),
+        "shares": np.array([wealth.alpha, wealth.delta, wealth.least, wealth.now, wealth.dealt]),
         "counts": np.array([wealth.n, wealth.audits, wealth.labels], np.int64),
     }
 
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Wealth:
     """The state that ``to_arrays`` took apart. Raises KeyError or ValueError on anything else."""
-    alpha, delta, least, now = (float(value) for value in arrays["shares"])
+    alpha, delta, least, now, dealt = (float(value) for value in arrays["shares"])
     n, audits, labels = (int(value) for value in arrays["counts"])
     fresh = start(arrays["grid"], alpha, delta, least_propensity=least)
     wealth = replace(
@@ -292,6 +299,7 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Wealth:
         audits=audits,
         labels=labels,
         now=now,
+        dealt=dealt,
     )
     for name in ("logs", "peak", "losses", "served"):
         if getattr(wealth, name).shape != getattr(fresh, name).shape:

@@ -235,7 +235,10 @@ def _new(subject: Subject) -> Certificate:
 
 def _other_contract(row: Certificate, subject: Subject) -> bool:
     """The contract, or what a certificate is made of, is not what it was."""
-    wealth = unpack(row.state).wealth
+    try:
+        wealth = unpack(row.state).wealth
+    except (KeyError, ValueError):  # of another version
+        return True
     now = begin(subject.terms, Start(share=subject.start.share), row.epoch, row.since).wealth
     return (wealth.alpha, wealth.delta, len(wealth.grid)) != (now.alpha, now.delta, len(now.grid))
 

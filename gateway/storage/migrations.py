@@ -337,6 +337,7 @@ def m006_pending_audits(connection: Connection) -> None:
         Column("prompt", String, nullable=False),
         Column("student_text", String, nullable=False),
         Column("prompt_hash", String, nullable=False),
+        Column("subject", String, nullable=False, index=True),
         Column("consent", Boolean, nullable=False),
         Column("broken", Boolean, nullable=False),
         Column("reason", String, nullable=False),

@@ -437,8 +437,9 @@ class PendingAudit(SQLModel, table=True):
     prompt: str
     student_text: str
     prompt_hash: str = ""
+    subject: str = Field(default="", index=True)
+    """As the exchange will have it, and the next."""
     consent: bool
-    """As the exchange will have it."""
     broken: bool
     """The answer breaks the output rules, which is a full loss whatever the teacher says."""
     reason: str

@@ -127,9 +127,10 @@ def make_chain(section: Teacher, *, pass_key: bool) -> Chain:
         "teacher",
         section.base_url,
         patience=_patience(section),
-        api_key=_secret("teacher.api_key_env", section.api_key_env),
+        api_key=secret("teacher.api_key_env", section.api_key_env),
         pass_key=section.api_key_env is None and pass_key,
         price=section.price,
+        trainable=section.trainable,
     )
     others = [
         Upstream(
@@ -137,10 +138,11 @@ def make_chain(section: Teacher, *, pass_key: bool) -> Chain:
             one.base_url,
             patience=_patience(one),
             replica=place,
-            api_key=_secret(f"teacher.fallbacks.{place - 1}.api_key_env", one.api_key_env),
+            api_key=secret(f"teacher.fallbacks.{place - 1}.api_key_env", one.api_key_env),
             stranger=True,
             model=one.model,
             price=one.price,
+            trainable=one.trainable,
         )
         for place, one in enumerate(section.fallbacks, start=1)
     ]
@@ -181,7 +183,9 @@ def _patience(section: Teacher | NextTeacher) -> Patience:
     )
 
 
-def _secret(field: str, name: str | None) -> str | None:
+def secret(field: str, name: str | None) -> str | None:
+    """The value of an environment variable that a field of the configuration names. Raises
+    ConfigError."""
     if name is None:
         return None
     value = os.environ.get(name, "").strip()

@@ -112,6 +112,8 @@ class NextTeacher(Section):
     """Longest wait for a connection."""
     price: Price = Price()
     """What it costs."""
+    trainable: bool = True
+    """Whether its terms allow a student to learn from its answers."""
 
 
 class Hedging(Section):
@@ -162,6 +164,9 @@ class Teacher(Section):
     """What it costs when it answers for a task, whatever model it names; default: pricing."""
     provider: str | None = None
     """Whose list prices hold (openai, anthropic, …); default: whose API base_url is."""
+    trainable: bool = True
+    """Whether its terms allow a student to learn from its answers; false keeps them for the record
+    and never trains, calibrates or tests on them."""
     apis: list[Literal["responses", "messages"]] = ["responses"]
     """APIs beside chat completions that it serves itself: what no task claims of them passes to it
     untouched. One left out is translated to chat completions."""
@@ -514,6 +519,11 @@ class Task(Section):
     """What the teacher may cost; spent: on_teacher_down decides, and 429 insufficient_quota."""
     store_payloads: bool = True
     """False keeps no text of this task; it can then not be distilled."""
+    consent: Literal["assumed", "asked"] = "assumed"
+    """Whether exchanges may be learnt from: assumed unless the request says x-retort-train: no;
+    asked: only where it says yes."""
+    redact: list[PII] = ["card", "iban", "ssn"]
+    """Kinds of personal data that become placeholders before a row is stored; secrets always do."""
     checks: list[Check] = []
     """What a draft must pass before it is served, in this order."""
     cache: CacheSection = CacheSection()
@@ -584,6 +594,11 @@ class Nightly(Section):
     """Level of the paired test between challenger and champion, spent over the nights."""
     margin: Share = 0.02
     """A challenger may be at most this much worse (agreement) to be called not worse."""
+    min_reviewed: int = Field(default=0, ge=0)
+    """No training before people looked at so many of the teacher's answers (`retort review`)."""
+    max_label_error: Share | None = None
+    """Reviews show that the teacher is wrong more often than this, with 95 % confidence: no
+    training; null: it is trusted."""
     lease_s: Positive = 3600.0
     """How long a harvester may hold rows before another may take them."""
 

@@ -158,4 +158,5 @@ class LaneMetrics:
         self.teacher_loss = metrics.teacher_disagreement_loss_total.labels(task)
         self.exchanges = counters(metrics.exchanges_total)
         self.checks_failed = counters(metrics.checks_failed_total)
+        self.redacted = counters(metrics.redacted_total)
         self.cache = counters(metrics.cache_requests_total)

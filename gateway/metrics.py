@@ -161,6 +161,11 @@ checks_failed_total = Counter(
     "Drafts that failed a check of their task, those of shadow mode included.",
     ["task", "check"],
 )
+redacted_total = Counter(
+    "retort_redacted_total",
+    "Values replaced by placeholders in rows of the queue before they were stored.",
+    ["task", "data"],
+)
 cache_requests_total = Counter(
     "retort_cache_requests_total",
     "Requests of tasks with a response cache. result: hit | miss | bypass.",

@@ -11,6 +11,7 @@ from gateway.draft import Draft
 from gateway.lane import Lane, Live
 from gateway.money.pricing import Usage, add
 from gateway.prompt import user_text
+from gateway.redaction import Redaction
 from gateway.storage import exchanges
 from gateway.storage.line import Line, endpoint_of, milliseconds, name_of, retries_of
 from gateway.storage.tables import Exchange, utcnow
@@ -83,6 +84,12 @@ class Trip:
         return self.chat.keep and self.lane.task.store_payloads
 
     @property
+    def consent(self) -> bool:
+        """The exchange may be learnt from."""
+        wish = self.chat.consent
+        return self.lane.task.consent == "assumed" if wish is None else wish
+
+    @property
     def student_usd(self) -> float | None:
         """0 where the student was not asked."""
         if self.draft is None:
@@ -135,19 +142,27 @@ class Trip:
         return disagreement(spec, self.draft.answer.text, self.teacher_text)
 
     def exchange(self) -> Exchange:
-        """The row for the retraining queue."""
+        """The row for the retraining queue, redacted."""
         task, decision = self.lane.task, self.decision
-        return Exchange(
+        redaction = Redaction(task.redact)
+        said = self.chat.body
+        prompt, body = redaction.text(self.prompt), redaction.json(said)
+        draft = None if self.draft is None else self.draft.answer.text
+        row = Exchange(
             id=self.incoming.id,
             dedupe_key=exchanges.dedupe_key(task.name, self.incoming.raw),
             at=utcnow(),
             task=task.name,
-            group_key=exchanges.group_key(self.prompt, self.chat.body),
-            prompt=self.prompt,
-            body=self.chat.body,
-            teacher_text=self.teacher_text,
+            # a conversation's id may be what was redacted
+            group_key=exchanges.group_key(prompt, body | {"metadata": said.get("metadata")}),
+            prompt=prompt,
+            body=body,
+            subject=exchanges.subject(said),
+            consent=self.consent,
+            licensed=self.asking.by is None or self.asking.by.trainable,
+            teacher_text=redaction.optional(self.teacher_text),
             teacher_model=self.teacher_model,
-            student_text=None if self.draft is None else self.draft.answer.text,
+            student_text=redaction.optional(draft),
             route=decision.route.value,
             reason=decision.reason.value,
             score=decision.score,
@@ -161,6 +176,9 @@ class Trip:
             prompt_hash=self.lane.prompt_hash,
             caller=self.incoming.caller.id,
         )
+        for kind, values in redaction.counts.items():
+            self.lane.metrics.redacted[(kind,)].inc(values)
+        return row
 
     def line(self, first_byte_at: float | None) -> Line:
         """The row for the ledger."""

@@ -23,10 +23,11 @@ from gateway.lane import Lane
 from gateway.ledger import Ledger
 from gateway.storage import exchanges, pending
 from gateway.storage.line import endpoint_of
-from gateway.storage.promise import Promise
+from gateway.storage.promise import Promise, storable
 from gateway.storage.store import Store
 from gateway.storage.tables import utcnow
 from gateway.trip import Trip
+from router.output import check
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class Auditor:
             return
         promise = promised(trip, self._owner)
         trip.lane.sampling.promised()
-        self._store.enqueue(promise)
+        self._store.enqueue(storable(promise, trip.lane.task.redact))
         self._lines[promise.task].add(promise)
 
     async def _work(self, line: WaitingLine) -> None:
@@ -124,8 +125,12 @@ class Auditor:
 
     async def _audit(self, line: WaitingLine, promise: Promise) -> None:
         lane = line.lane
+        with suppress(StoreError):  # the database is away, and nobody could erase anything
+            if await asyncio.to_thread(pending.erased, self._store, promise.id):
+                promise.body = {}
         if not promise.body:
-            await self._lose(promise, Failed(status=410))  # its text was erased
+            # its text was erased, or not to be stored, and its gateway is gone
+            await self._lose(promise, Failed(status=410))
             return
         if promise.failures and pending.expired(promise, utcnow() - OVERDUE):
             # it fails in a way that nobody foresaw
@@ -259,13 +264,13 @@ class Auditor:
 def promised(trip: Trip, owner: str) -> Promise:
     """What an audit of this trip's draft needs, whoever makes it."""
     assert trip.draft is not None
-    incoming, decision, now = trip.incoming, trip.decision, utcnow()
+    incoming, decision, live, now = trip.incoming, trip.decision, trip.live, utcnow()
     section = trip.lane.task.audit
     return Promise(
         id=incoming.id,
         at=now,
         task=trip.lane.task.name,
-        bundle=None if trip.live is None else trip.live.bundle.id,
+        bundle=None if live is None else live.bundle.id,
         caller=incoming.caller.id,
         endpoint=endpoint_of(incoming.path),
         dedupe_key=exchanges.dedupe_key(trip.lane.task.name, incoming.raw),
@@ -273,6 +278,9 @@ def promised(trip: Trip, owner: str) -> Promise:
         prompt=trip.prompt,
         student_text=trip.draft.answer.text,
         prompt_hash=trip.lane.prompt_hash,
+        subject=exchanges.subject(trip.chat.body),
+        consent=trip.consent,
+        broken=live is not None and check(live.router.spec, trip.draft.answer) is not None,
         reason=decision.reason.value,
         score=decision.score,
         p_ood=decision.p_ood,

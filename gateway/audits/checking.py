@@ -14,6 +14,7 @@ from gateway.errors import GatewayError, UpstreamTimeout
 from gateway.lane import Lane
 from gateway.money.prices import PriceBook
 from gateway.money.pricing import Usage, add, read_usage
+from gateway.redaction import Redaction
 from gateway.storage import exchanges
 from gateway.storage.line import Line, milliseconds, name_of
 from gateway.storage.pending import audit_id
@@ -53,6 +54,8 @@ class Answered:
     usd: float | None
     seconds: float
     request_bytes: int
+    #: its teacher's terms let a student learn from it
+    licensed: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +135,7 @@ class Checker:
         if isinstance(first, Failed):
             return first
         line = _line(promise, audit_id(promise.id), "audit", first)
-        exchange = _exchange(promise, first)
+        exchange = _exchange(lane, promise, first)
         if first.text is None:
             line.reason, line.loss = LOST, 1.0
             return Found(
@@ -143,7 +146,11 @@ class Checker:
                 answers=[first],
                 reask_loss=None,
             )
-        compared = await self._compare(lane, promise, promise.student_text, first.text, promise.id)
+        if promise.broken:
+            compared = _Compared(loss=1.0)
+        else:
+            ours = promise.student_text
+            compared = await self._compare(lane, promise, ours, first.text, promise.id)
         line.loss = exchange.loss = compared.loss
         if compared.unjudged:
             line.reason = UNJUDGED
@@ -207,6 +214,7 @@ class Checker:
             usd=None if asking.lost or promise.cost_lost else usd,
             seconds=time.perf_counter() - started,
             request_bytes=len(data),
+            licensed=by is None or by.trainable,
         )
 
     async def _compare(
@@ -272,19 +280,24 @@ def _line(promise: Promise, row_id: str, kind: str, answered: Answered | None) -
     return line
 
 
-def _exchange(promise: Promise, answered: Answered) -> Exchange:
-    """The row for the retraining queue."""
-    return Exchange(
+def _exchange(lane: Lane, promise: Promise, answered: Answered) -> Exchange:
+    """The row for the retraining queue, redacted as `Trip.exchange` is."""
+    redaction, said = Redaction(lane.task.redact), promise.body
+    prompt, body = redaction.text(promise.prompt), redaction.json(said)
+    row = Exchange(
         id=promise.id,
         dedupe_key=promise.dedupe_key,
         at=utcnow(),
         task=promise.task,
-        group_key=exchanges.group_key(promise.prompt, promise.body),
-        prompt=promise.prompt,
-        body=promise.body,
-        teacher_text=answered.text,
+        group_key=exchanges.group_key(prompt, body | {"metadata": said.get("metadata")}),
+        prompt=prompt,
+        body=body,
+        subject=exchanges.subject(said),
+        consent=promise.consent,
+        licensed=answered.licensed,
+        teacher_text=redaction.optional(answered.text),
         teacher_model=answered.model,
-        student_text=promise.student_text,
+        student_text=redaction.text(promise.student_text),
         route=Route.STUDENT.value,
         reason=promise.reason,
         score=promise.score,
@@ -296,3 +309,6 @@ def _exchange(promise: Promise, answered: Answered) -> Exchange:
         prompt_hash=promise.prompt_hash,
         caller=promise.caller,
     )
+    for kind, values in redaction.counts.items():
+        lane.metrics.redacted[(kind,)].inc(values)
+    return row

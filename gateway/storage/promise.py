@@ -1,9 +1,12 @@
 """A promised audit before it is in the database: as `line.py` is to the ledger."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, ClassVar
+
+from gateway.redaction import Redaction
+from router.pii import PII
 
 
 @dataclass(slots=True, kw_only=True)
@@ -24,6 +27,9 @@ class Promise:
     prompt: str
     student_text: str
     prompt_hash: str
+    subject: str
+    consent: bool
+    broken: bool
     reason: str
     score: float | None
     p_ood: float | None
@@ -39,3 +45,14 @@ class Promise:
     failures: int = 0
     #: an attempt was given up after it was sent: what it cost nobody knows
     cost_lost: bool = False
+
+
+def storable(promise: Promise, kinds: Collection[PII]) -> Promise:
+    """What of it may be stored: not its text, where that holds a secret or personal data of these
+    kinds. The teacher cannot be asked about placeholders, so such an audit is lost with its
+    gateway."""
+    redaction = Redaction(kinds)
+    redaction.json([promise.body, promise.prompt, promise.student_text])
+    if not redaction.counts:
+        return promise
+    return replace(promise, body={}, prompt="", student_text="")

@@ -185,6 +185,12 @@ class Exchange(SQLModel, table=True):
     """Hash of the prompt contract in force."""
     caller: str = ""
     """Id of the API key; empty where none is needed."""
+    subject: str = Field(default="", index=True)
+    """SHA-256 of the end user's id where the request names one; for erasure."""
+    consent: bool = True
+    """The application lets this exchange be learnt from."""
+    licensed: bool = True
+    """Its teacher's answers may be learnt from; a correction may whatever its terms are."""
     state: str = State.CAPTURED
     seen: int = 1
     """How often the same request came."""
@@ -244,6 +250,8 @@ class Bundle(SQLModel, table=True):
     """The champion it was compared with."""
     dataset_id: str | None = None
     run_id: str | None = None
+    tainted: bool = False
+    """Made with rows that were erased since; the next night replaces it."""
     summary: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
 
 
@@ -254,7 +262,7 @@ class BundleEvent(SQLModel, table=True):
     task: str = Field(index=True)
     at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
     event: str
-    """registered | promoted | retired | rolled_back | rejected"""
+    """registered | promoted | retired | rolled_back | rejected | tainted"""
     detail: str = ""
 
 
@@ -504,10 +512,16 @@ class PendingAudit(SQLModel, table=True):
     dedupe_key: str
     """As the exchange that the audit becomes will have it."""
     body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
-    """The request as the client sent it; empty where it was erased."""
+    """The request as the client sent it; empty where it was erased, or holds what may not be
+    stored: then only the gateway that promised the audit can make it."""
     prompt: str
     student_text: str
     prompt_hash: str = ""
+    subject: str = Field(default="", index=True)
+    """As the exchange will have it, and the next."""
+    consent: bool
+    broken: bool
+    """The answer breaks the output rules, which is a full loss whatever the teacher says."""
     reason: str
     score: float | None = None
     p_ood: float | None = None

@@ -19,6 +19,7 @@ from triage import BODY, Start
 
 from gateway.config import Config
 from gateway.money.savings import account
+from gateway.storage import exchanges
 from gateway.storage.tables import PendingAudit, Request, utcnow
 from router.sampler import sampled
 
@@ -128,37 +129,89 @@ def test_an_audit_that_never_comes_counts_as_a_disagreement(
     assert gateway.exchanges() == []
 
 
-@pytest.mark.parametrize(
-    ("reply", "status", "usd"),
-    [
+def test_a_prompt_the_teacher_refuses_is_not_asked_again(
+    serving: Start, teacher: FakeOpenAI
+) -> None:
+    gateway = serving(audit_rate=1.0)
+    refusals = [
         (Reply(status=400), 400, 0.0),
         (Reply(text="par", finish_reason="content_filter", usage=USAGE), 200, CALL_USD),
         (Reply(text=None, message={"refusal": "no"}, usage=USAGE), 200, CALL_USD),
-    ],
-)
-def test_a_prompt_the_teacher_refuses_is_not_asked_again(
-    serving: Start, teacher: FakeOpenAI, reply: Reply, status: int, usd: float
-) -> None:
+    ]
+    for count, (reply, status, usd) in enumerate(refusals, start=1):
+        teacher.reply = reply
+        ask(gateway, str(count))
+        row = until_audited(gateway, count)[-1]
+        assert (row.loss, row.reason, row.status, row.teacher_usd) == (1.0, "lost", status, usd)
+        assert len(teacher.chats) == count
+
+
+def test_text_that_may_not_be_kept_is_not_sampled(serving: Start, teacher: FakeOpenAI) -> None:
     gateway = serving(audit_rate=1.0)
-    teacher.reply = reply
-    ask(gateway)
-    (row,) = until_audited(gateway, 1)
-    assert (row.loss, row.reason, row.status, row.teacher_usd) == (1.0, "lost", status, usd)
-    assert len(teacher.chats) == 1
-
-
-@pytest.mark.parametrize("why", ["store", "header", "task"])
-def test_text_that_may_not_be_kept_is_not_sampled(
-    serving: Start, teacher: FakeOpenAI, why: str
-) -> None:
-    gateway = serving(audit_rate=1.0, store_payloads=why != "task")
-    body = BODY | ({"store": False} if why == "store" else {})
-    headers = {"x-retort-no-store": "1"} if why == "header" else {}
-    gateway.send("POST", CHAT, body, headers)
-    (row,) = gateway.ledger(1)
-    assert (row.route, row.sampled, row.propensity) == ("student", False, 0.0)
+    gateway.send("POST", CHAT, BODY | {"store": False})
+    gateway.send("POST", CHAT, BODY, {"x-retort-no-store": "1"})
+    for row in answers(gateway, 2):
+        assert (row.route, row.sampled, row.propensity) == ("student", False, 0.0)
     assert teacher.chats == []
     assert pending(gateway) == []
+
+
+def test_nothing_of_a_task_that_keeps_no_text_is_sampled(
+    serving: Start, teacher: FakeOpenAI
+) -> None:
+    gateway = serving(audit_rate=1.0, store_payloads=False)
+    ask(gateway)
+    (row,) = answers(gateway, 1)
+    assert (row.route, row.sampled, row.propensity) == ("student", False, 0.0)
+    assert teacher.chats == []
+
+
+def test_what_may_not_be_stored_is_not_stored_for_an_audit_either(
+    serving: Start, teacher: FakeOpenAI
+) -> None:
+    gateway = serving(audit_rate=1.0)
+    teacher.reply = Reply(status=503)
+    secret = "ghp_" + "a1B2" * 9
+    ask(gateway, secret)
+    wait_until(lambda: len(pending(gateway)) == 1)
+    assert secret not in str(pending(gateway)[0].model_dump())
+    # while its gateway lives the audit is made all the same, with the words that were sent
+    teacher.reply = "parcel"
+    (row,) = until_audited(gateway, 1)
+    assert (row.loss, row.reason) == (0.0, "trusted")
+    assert teacher.chats[-1]["user"] == secret
+    assert gateway.exchange().body["user"] == "<SECRET_1>"
+    assert gateway.exchange().subject
+
+
+def test_an_audit_without_its_text_is_lost_with_its_gateway(
+    serving: Start, teacher: FakeOpenAI
+) -> None:
+    gateway = serving(audit_rate=1.0, audit={"lease_s": 1.0})
+    teacher.reply = Reply(status=503)
+    ask(gateway, "ghp_" + "a1B2" * 9)
+    answers(gateway, 1)
+    gateway.stop()
+    gateway.store.close()
+    teacher.reply = "parcel"
+    asked = len(teacher.chats)
+    with RunningGateway(gateway.config) as again:
+        (row,) = until_audited(again, 1)
+        assert (row.loss, row.reason, row.status) == (1.0, "lost", 410)
+        assert len(teacher.chats) == asked
+    again.store.close()
+
+
+def test_an_audit_does_not_bring_back_what_was_erased(serving: Start, teacher: FakeOpenAI) -> None:
+    gateway = serving(audit_rate=1.0)
+    teacher.reply = Reply(status=503)
+    ask(gateway, "ann")
+    wait_until(lambda: len(pending(gateway)) == 1)
+    exchanges.erase(gateway.store, exchanges.of_user(gateway.store, "ann"))
+    teacher.reply = "parcel"
+    (row,) = until_audited(gateway, 1)
+    assert (row.loss, row.reason, row.status) == (1.0, "lost", 410)
+    assert gateway.exchanges() == []
 
 
 def test_audits_are_finished_before_the_gateway_stops(serving: Start, teacher: FakeOpenAI) -> None:
@@ -317,64 +370,57 @@ def judging(judge: FakeOpenAI) -> dict[str, Any]:
     return {"output": {"kind": "text"}, "audit": {"judge": section | {"price": price}}}
 
 
-@pytest.mark.parametrize(
-    ("verdicts", "loss"),
-    [
-        # of the student's answer first, then of the teacher's
-        (("equal", "Equal."), 0.0),
-        (("first", "The second answer"), 0.0),
-        (("second", "first"), 1.0),
-        (("first", "first"), 0.5),
-        (("second", "equal"), 0.5),
-    ],
-)
 def test_a_judge_compares_texts_in_both_orders(
-    serving: Start,
-    teacher: FakeOpenAI,
-    next_teacher: FakeOpenAI,
-    verdicts: Sequence[str],
-    loss: float,
-) -> None:
-    def judge(body: dict[str, Any]) -> Reply:
-        case = json.loads(body["messages"][1]["content"])
-        assert {case["first"], case["second"]} == {"parcel", "It is about the parcel."}
-        return Reply(text=verdicts[case["first"] != "parcel"], usage=USAGE)
-
-    teacher.reply, next_teacher.reply = "It is about the parcel.", judge
-    since = utcnow()
-    gateway = serving(audit_rate=1.0, **judging(next_teacher))
-    ask(gateway)
-    (row,) = until_audited(gateway, 1)
-    assert (row.loss, row.reason) == (loss, "trusted")
-    calls = rows(gateway, "judge")
-    assert sum(call.loss or 0.0 for call in calls) == 2 * loss
-    assert {(call.parent, call.model, call.status) for call in calls} == {
-        (row.parent, "gpt-other", 200)
-    }
-    assert account(gateway.store, gateway.config, since, utcnow()).total.judge_usd == 2 * CALL_USD
-
-
-@pytest.mark.parametrize("reply", [Reply(status=500), Reply(text="hm"), Reply(raw=b"no json")])
-def test_without_a_judges_word_the_words_are_compared(
-    serving: Start, teacher: FakeOpenAI, next_teacher: FakeOpenAI, reply: Reply
-) -> None:
-    teacher.reply, next_teacher.reply = "the parcel", reply
-    gateway = serving(audit_rate=1.0, **judging(next_teacher))
-    ask(gateway)
-    (row,) = until_audited(gateway, 1)
-    assert row.reason == "unjudged"
-    assert row.loss == pytest.approx(1 / 3)
-    assert {call.reason for call in rows(gateway, "judge")} == {"failed"}
-
-
-def test_equal_texts_need_no_judge(
     serving: Start, teacher: FakeOpenAI, next_teacher: FakeOpenAI
 ) -> None:
+    verdicts = {
+        # of the student's answer first, then of the teacher's: the loss
+        ("equal", "Equal."): 0.0,
+        ("first", "The second answer"): 0.0,
+        ("second", "first"): 1.0,
+        ("first", "first"): 0.5,
+        ("second", "equal"): 0.5,
+    }
+    teacher.reply = "It is about the parcel."
+    since = utcnow()
     gateway = serving(audit_rate=1.0, **judging(next_teacher))
-    ask(gateway)
-    (row,) = until_audited(gateway, 1)
+    for count, (said, loss) in enumerate(verdicts.items(), start=1):
+
+        def judge(body: dict[str, Any], said: Sequence[str] = said) -> Reply:
+            case = json.loads(body["messages"][1]["content"])
+            assert {case["first"], case["second"]} == {"parcel", "It is about the parcel."}
+            return Reply(text=said[case["first"] != "parcel"], usage=USAGE)
+
+        next_teacher.reply = judge
+        ask(gateway, str(count))
+        row = until_audited(gateway, count)[-1]
+        assert (row.loss, row.reason) == (loss, "trusted"), said
+        calls = [call for call in rows(gateway, "judge") if call.parent == row.parent]
+        assert sum(call.loss or 0.0 for call in calls) == 2 * loss
+        assert [(call.model, call.status) for call in calls] == 2 * [("gpt-other", 200)]
+    sums = account(gateway.store, gateway.config, since, utcnow()).total
+    assert sums.judge_usd == 2 * len(verdicts) * CALL_USD
+
+
+def test_without_a_judges_word_the_words_are_compared(
+    serving: Start, teacher: FakeOpenAI, next_teacher: FakeOpenAI
+) -> None:
+    teacher.reply = "the parcel"
+    gateway = serving(audit_rate=1.0, **judging(next_teacher))
+    replies = [Reply(status=500), Reply(text="hm"), Reply(raw=b"no json")]
+    for count, reply in enumerate(replies, start=1):
+        next_teacher.reply = reply
+        ask(gateway, str(count))
+        row = until_audited(gateway, count)[-1]
+        assert (row.loss, row.reason) == (pytest.approx(1 / 3), "unjudged")
+    assert {call.reason for call in rows(gateway, "judge")} == {"failed"}
+    # equal texts need none
+    teacher.reply = "parcel"
+    asked = len(next_teacher.chats)
+    ask(gateway, "equal")
+    row = until_audited(gateway, 4)[-1]
     assert (row.loss, row.reason) == (0.0, "trusted")
-    assert next_teacher.chats == []
+    assert len(next_teacher.chats) == asked
 
 
 RETORT = "import sys; from retrain.cli import main; sys.exit(main())"

@@ -341,6 +341,7 @@ def m005_certificates(connection: Connection) -> None:
         Column("bundle", String, primary_key=True),
         Column("version", Integer, nullable=False),
         Column("epoch", Integer, nullable=False),
+        Column("turn", Integer, nullable=False),
         Column("since", String, nullable=False),
         Column("frontier", String, nullable=False),
         Column("settle_s", Float, nullable=False),

@@ -120,6 +120,7 @@ def m001_initial(connection: Connection) -> None:
         Column("propensity", Float, nullable=False),
         Column("bundle", String),
         Column("check", String),
+        Column("signals", JSON),
         Column("prompt_hash", String, nullable=False),
         Column("caller", String, nullable=False),
         Column("subject", String, nullable=False, index=True),

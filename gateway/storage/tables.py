@@ -181,6 +181,10 @@ class Exchange(SQLModel, table=True):
     bundle: str | None = None
     check: str | None = None
     """Name of the check that student_text failed."""
+    signals: dict[str, float] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True))
+    )
+    """How sure the student was of student_text, in numbers (`router/kept_signals.py`)."""
     prompt_hash: str = ""
     """Hash of the prompt contract in force."""
     caller: str = ""

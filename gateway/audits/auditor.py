@@ -125,6 +125,9 @@ class Auditor:
 
     async def _audit(self, line: WaitingLine, promise: Promise) -> None:
         lane = line.lane
+        with suppress(StoreError):  # the database is away, and nobody could erase anything
+            if await asyncio.to_thread(pending.erased, self._store, promise.id):
+                promise.body = {}
         if not promise.body:
             # its text was erased, or not to be stored, and its gateway is gone
             await self._lose(promise, Failed(status=410))
@@ -261,13 +264,13 @@ class Auditor:
 def promised(trip: Trip, owner: str) -> Promise:
     """What an audit of this trip's draft needs, whoever makes it."""
     assert trip.draft is not None
-    incoming, decision, now = trip.incoming, trip.decision, utcnow()
+    incoming, decision, live, now = trip.incoming, trip.decision, trip.live, utcnow()
     section = trip.lane.task.audit
     return Promise(
         id=incoming.id,
         at=now,
         task=trip.lane.task.name,
-        bundle=None if trip.live is None else trip.live.bundle.id,
+        bundle=None if live is None else live.bundle.id,
         caller=incoming.caller.id,
         endpoint=endpoint_of(incoming.path),
         dedupe_key=exchanges.dedupe_key(trip.lane.task.name, incoming.raw),
@@ -275,9 +278,9 @@ def promised(trip: Trip, owner: str) -> Promise:
         prompt=trip.prompt,
         student_text=trip.draft.answer.text,
         prompt_hash=trip.lane.prompt_hash,
+        subject=exchanges.subject(trip.chat.body),
         consent=trip.consent,
-        broken=trip.live is not None
-        and check(trip.live.router.spec, trip.draft.answer) is not None,
+        broken=live is not None and check(live.router.spec, trip.draft.answer) is not None,
         reason=decision.reason.value,
         score=decision.score,
         p_ood=decision.p_ood,

@@ -27,6 +27,7 @@ class Promise:
     prompt: str
     student_text: str
     prompt_hash: str
+    subject: str
     consent: bool
     broken: bool
     reason: str

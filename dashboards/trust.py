@@ -219,6 +219,90 @@ def quality() -> Row:
     )
 
 
+def certificate() -> Row:
+    return Row(
+        title="What live traffic has certified",
+        panels=[
+            Panel(
+                title="Alarm",
+                description="An alarm of the audits keeps the student from answering until it is "
+                "certified anew (docs/certificate.md).",
+                queries=[Query(expr=newest("retort_alarm", "task"), legend="{{task}}")],
+                unit="bool_yes_no",
+                width=6,
+            ),
+            Panel(
+                title="Disagreement since the certificate's start",
+                description="Share of requests that the student answered in disagreement, by its "
+                "audits, with the 95 % interval, beside the bound that is certified.",
+                queries=[
+                    Query(
+                        expr=newest("retort_served_disagreement_ratio", "task, bound"),
+                        legend="{{task}} {{bound}}",
+                    ),
+                    Query(
+                        expr=newest("retort_certified_disagreement_ratio", "task"),
+                        legend="{{task}} certified",
+                    ),
+                ],
+                unit="percentunit",
+                width=6,
+            ),
+            Panel(
+                title="Next threshold",
+                description="How near the next laxer threshold is to its certificate: it has it "
+                "at 100 %.",
+                queries=[
+                    Query(
+                        expr=newest("retort_certificate_wealth_ratio", "task"), legend="{{task}}"
+                    )
+                ],
+                unit="percentunit",
+                width=6,
+                minimum=None,
+            ),
+            Panel(
+                title="Audits until then",
+                description="Losses still to be observed until the next threshold is certified, "
+                "if everything goes on as it does; no value: never.",
+                queries=[
+                    Query(
+                        expr=newest("retort_certificate_audits_needed", "task") + " < +Inf",
+                        legend="{{task}}",
+                    )
+                ],
+                unit="short",
+                width=6,
+            ),
+            Panel(
+                title="Requests read by the certificate",
+                description="Per second. `outside`: no part of what it speaks of; `unseen`: no "
+                "draft was made; `late`: written too late to be counted.",
+                queries=[
+                    Query(
+                        expr=total("retort_certificate_rows_total", by="result"),
+                        legend="{{result}}",
+                    )
+                ],
+                unit="reqps",
+                stack=True,
+            ),
+            Panel(
+                title="Incidents",
+                description="Alarms and drifts, per hour (docs/certificate.md).",
+                queries=[
+                    Query(
+                        expr=f"3600 * {total('retort_incidents_total', by='task, kind')}",
+                        legend="{{task}}: {{kind}}",
+                    )
+                ],
+                unit="short",
+                stack=True,
+            ),
+        ],
+    )
+
+
 def release() -> Row:
     def size(metric: str) -> str:
         return f"sum by (task) ({of(metric)})"

@@ -52,7 +52,7 @@ def create_app(
     student = make_pool(config.student)
     if store is None:
         store = Store.open(config.database_url, config.state / "spool", config.store.commit_ms)
-    ledger = Ledger(store)
+    ledger = Ledger(store, config)
     budgets = Budgets(
         store.engine,
         lambda usage, model: prices.teacher_usd(usage, model or config.teacher.model),

@@ -603,6 +603,14 @@ class Nightly(Section):
     """How long a harvester may hold rows before another may take them."""
 
 
+class CertificateSection(Section):
+    """How the certificate of live traffic reads the ledger (docs/certificate.md)."""
+
+    settle_s: Positive = 60.0
+    """How long after a request came its row may be written; later ones are left out. Longer than
+    most requests take: the certificate lags by twice as much, the alarms do not."""
+
+
 class Config(Section):
     """The whole file."""
 
@@ -620,6 +628,8 @@ class Config(Section):
     """The jobs to distil; what none of them claims passes through to the teacher."""
     pricing: Pricing = Pricing()
     """What models cost."""
+    certificate: CertificateSection = CertificateSection()
+    """How live evidence is counted."""
     training: Training = Training()
     """How students are trained."""
     nightly: Nightly = Nightly()

@@ -1,7 +1,7 @@
 """One task at run time: its contract, the bundle that is live, its metrics."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from prometheus_client import Counter, Histogram
@@ -9,6 +9,7 @@ from prometheus_client import Counter, Histogram
 from gateway import metrics
 from gateway.audits.sampling import Sampling
 from gateway.cache import Cache
+from gateway.certificates.standing import UNKNOWN, Standing, show
 from gateway.checks import Checks
 from gateway.config import Config, Output, Task
 from gateway.money.prices import PriceBook
@@ -17,8 +18,10 @@ from gateway.prompt import prompt_hash
 from gateway.storage.bundles import BundleFiles
 from router.confidence import Confidence
 from router.decision import Answer, Decision
+from router.ood import Ood
 from router.output import OutputSpec
-from router.threshold import Certificate
+from router.router import Start
+from router.threshold import NEVER, Certificate
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -35,16 +38,32 @@ class Judge(Protocol):
     def spec(self) -> OutputSpec: ...
     @property
     def confidence(self) -> Confidence: ...
-    def before(self, prompt: str) -> Decision: ...
-    def after(self, prompt: str, answer: Answer, p_ood: float | None = None) -> Decision: ...
+    @property
+    def ood(self) -> Ood: ...
+    @property
+    def start(self) -> Start: ...
+    def before(self, prompt: str, threshold: float | None = None) -> Decision: ...
+    def after(
+        self,
+        prompt: str,
+        answer: Answer,
+        p_ood: float | None = None,
+        threshold: float | None = None,
+    ) -> Decision: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """The bundle that answers now. Replaced as a whole, never changed."""
+    """The bundle that answers now, and the score from which it may. Replaced as a whole, never
+    changed."""
 
     bundle: BundleFiles
     router: Judge
+    standing: Standing = UNKNOWN
+
+    @property
+    def threshold(self) -> float:
+        return self.standing.threshold
 
 
 class Lane:
@@ -72,9 +91,19 @@ class Lane:
         """With which probability the next request is sampled, before its draft is known. Where the
         teacher answers everything, the rows are traffic as it is, all of them."""
         live = self.live
-        if self.task.mode != "serve" or live is None or live.router.certificate is None:
+        if self.task.mode != "serve" or live is None or live.threshold >= NEVER:
             return 1.0
         return self.sampling.rate(self.audit_factor)
+
+    def take(self, bundle: str, standing: Standing) -> bool:
+        """What the certificate of that bundle says now, from here on. False where the bundle is not
+        live any more, or something newer is known already."""
+        live = self.live
+        if live is None or live.bundle.id != bundle or live.standing.version >= standing.version:
+            return False
+        self.live = replace(live, standing=standing)
+        show(self.task.name, live.router.certificate, standing)
+        return True
 
 
 def output_spec(output: Output) -> OutputSpec:

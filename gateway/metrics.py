@@ -189,13 +189,40 @@ threshold = Gauge(
 )
 certified_coverage = Gauge(
     "retort_certified_coverage_ratio",
-    "Share of held-out traffic the certified threshold would serve.",
+    "Share of the counted requests whose score reaches the certified threshold.",
     ["task"],
 )
 certified_disagreement = Gauge(
     "retort_certified_disagreement_ratio",
     "Upper confidence bound on the share of requests served in disagreement with the teacher.",
     ["task"],
+)
+served_disagreement = Gauge(
+    "retort_served_disagreement_ratio",
+    "Share of all requests that the student answered in disagreement since the certificate's start,"
+    " by its audits. bound: estimate | low | high.",
+    ["task", "bound"],
+)
+certificate_wealth = Gauge(
+    "retort_certificate_wealth_ratio",
+    "Log of the next laxer threshold's capital over that of the goal; 1: certified.",
+    ["task"],
+)
+certificate_audits_needed = Gauge(
+    "retort_certificate_audits_needed",
+    "Losses still to be observed until the next laxer threshold is certified; infinite: never.",
+    ["task"],
+)
+certificate_rows_total = Counter(
+    "retort_certificate_rows_total",
+    "Requests read by the certificate. result: counted | outside | unseen | late.",
+    ["task", "result"],
+)
+alarm = Gauge("retort_alarm", "1 while an alarm keeps the task's student from answering.", ["task"])
+incidents_total = Counter(
+    "retort_incidents_total",
+    "Incidents this process has found. kind: harm | shift | drift.",
+    ["task", "kind"],
 )
 night_timestamp = Gauge(
     "retort_night_timestamp_seconds", "When the last night ended, by verdict.", ["task", "verdict"]

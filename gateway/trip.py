@@ -18,6 +18,7 @@ from gateway.storage.tables import Exchange, utcnow
 from gateway.upstreams.chain import Asking
 from gateway.wire.protocol import Chat, Incoming
 from router.decision import Decision, Reason, Route
+from router.kept_signals import kept_signals
 from router.output import disagreement
 from router.sampler import sampled
 
@@ -141,6 +142,12 @@ class Trip:
         spec = self.lane.spec if self.live is None else self.live.router.spec
         return disagreement(spec, self.draft.answer.text, self.teacher_text)
 
+    def signals(self) -> dict[str, float] | None:
+        """The draft's, of the fields that the router looks at."""
+        if self.draft is None or self.live is None:
+            return None
+        return kept_signals(self.live.router.spec, self.draft.answer)
+
     def exchange(self) -> Exchange:
         """The row for the retraining queue, redacted."""
         task, decision = self.lane.task, self.decision
@@ -173,6 +180,7 @@ class Trip:
             propensity=self.uniform,
             bundle=None if self.live is None else self.live.bundle.id,
             check=self.check,
+            signals=self.signals(),
             prompt_hash=self.lane.prompt_hash,
             caller=self.incoming.caller.id,
         )
@@ -206,6 +214,7 @@ class Trip:
             p_ood=decision.p_ood,
             sampled=self.sampled,
             propensity=None if self.live is None else self.propensity,
+            least=None if self.live is None else self.uniform,
             guess=self.guess,
             loss=self.loss(),
             student_usd=student_usd,

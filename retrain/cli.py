@@ -27,8 +27,8 @@ ANNOTATED = ("argilla", "label-studio", "csv")
 DESCRIPTION = """\
 Distil a frontier model into a small student and serve it safely.
 
-The journey: collect (`serve`), make a student (`nightly`, or `train`, `evaluate`, `calibrate`,
-`promote` by hand), serve it where it is certified, and retrain it every night. See it all happen
+The journey: collect (`serve`), make a student (`nightly`, or `train`, `evaluate`, `promote` by
+hand), serve it where it is certified, and retrain it every night. See it all happen
 with `retort demo`; find out what is missing with `retort doctor`."""
 
 
@@ -103,10 +103,21 @@ def _parser() -> argparse.ArgumentParser:
     calibrate = add(
         "calibrate",
         _calibrate,
-        "fit the router of a bundle anew on all evidence; makes a new candidate",
+        "say what live traffic has certified, worked out anew from the ledger",
         task=True,
     )
     calibrate.add_argument("bundle", nargs="?", help="bundle id (default: the champion)")
+    calibrate.add_argument(
+        "--check",
+        action="store_true",
+        help="fail where the stored certificate is not, to the last bit, what the ledger says",
+    )
+    calibrate.add_argument("--json", action="store_true", help="as JSON")
+    calibrate.add_argument(
+        "--refit",
+        action="store_true",
+        help="fit the bundle's router anew on all evidence instead; makes a new candidate",
+    )
     promote = add("promote", _promote, "make a bundle the champion of its task")
     promote.add_argument("bundle", help="bundle id (see `retort bundles`)")
     promote.add_argument("--why", default="by hand", help="kept in the bundle's history")
@@ -155,6 +166,17 @@ def _parser() -> argparse.ArgumentParser:
             "savings",
             savings,
             "say what was paid and what the teacher alone would have cost",
+            task=True,
+        )
+    )
+    from retrain.replay_command import add_options as add_replay_options
+    from retrain.replay_command import replay
+
+    add_replay_options(
+        add(
+            "replay",
+            replay,
+            "draw what other thresholds, signals or bundles would have done with logged traffic",
             task=True,
         )
     )
@@ -346,14 +368,11 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    from retrain.by_hand import calibrate_bundle, sentences
+    from retrain.calibrate_command import calibrate
 
     config = _config(args)
     with _store(config) as store:
-        bundle, routed = calibrate_bundle(config, config.task(args.task), store, args.bundle)
-    print(f"candidate {bundle}", *sentences(routed), sep="\n")
-    print(f"retort promote {bundle}    # to make it the champion")
-    return 0
+        return calibrate(args, config, store)
 
 
 def _promote(args: argparse.Namespace) -> int:

@@ -24,11 +24,11 @@ from router.errors import BadArtifact, VersionMismatch
 from router.ood import Ood
 from router.output import OutputSpec
 from router.report import Ranking, Report
-from router.router import Router
+from router.router import Router, Start
 from router.threshold import NEVER, Certificate
 
 #: Raised whenever old folders stop meaning the same: also when n-gram hashing or signals change.
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 ARRAYS = "arrays.npz"
 
@@ -59,6 +59,7 @@ def save(router: Router, folder: Path) -> None:
         },
         "confidence": {"bias": router.confidence.bias},
         "threshold": router.threshold,
+        "start": {"share": router.start.share},
         "certificate": None if router.certificate is None else asdict(router.certificate),
         "report": asdict(router.report),
     }
@@ -131,6 +132,8 @@ def _arrays(router: Router) -> dict[str, NDArray[Any]]:
         "head_weights": head.weights,
         "head_means": head.means,
         "head_scales": head.scales,
+        "start_scores": router.start.scores,
+        "start_losses": router.start.losses,
     }
 
 
@@ -170,6 +173,11 @@ def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
             bias=float(manifest["confidence"]["bias"]),
         ),
         threshold=threshold,
+        start=Start(
+            scores=arrays["start_scores"],
+            losses=arrays["start_losses"],
+            share=float(manifest["start"]["share"]),
+        ),
         certificate=None if certificate is None else Certificate(**certificate),
         report=Report(
             **{

@@ -151,6 +151,7 @@ class Auditor:
             hold.settle(found.paid_usd)
         await self._ledger.keep(lane, found.exchange)
         await self._store.append(found.lines)
+        await self._ledger.hear(lane, promise.bundle)
         found.count(lane)
         self._end(promise)
 

@@ -269,6 +269,7 @@ def _line(promise: Promise, row_id: str, kind: str, answered: Answered | None) -
         sampled=True,
         propensity=promise.propensity,
         guess=promise.guess,
+        least=promise.uniform,
         student_usd=0.0,
         teacher_usd=usd,
         cost_usd=usd,

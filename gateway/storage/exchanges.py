@@ -321,7 +321,7 @@ def erase_in(session: Session, ids: Sequence[str], detail: str = "") -> Erasure:
         pending.erase(session, chunk)
     for row in _locked(session, ids, Exchange.state != State.ERASED):
         row.prompt, row.body = "", {}
-        row.teacher_text = row.student_text = row.correction = None
+        row.teacher_text = row.student_text = row.correction = row.signals = None
         row.dedupe_key, row.group_key = f"erased:{row.id}", ""
         row.state = State.ERASED
         row.lease_owner = row.lease_until = None

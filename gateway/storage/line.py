@@ -49,6 +49,9 @@ class Line:
     propensity: float | None = None
     guess: float | None = None
     loss: float | None = None
+    least: float | None = None
+    written_at: datetime | None = None
+    heard: bool = False
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None

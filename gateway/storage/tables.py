@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, Integer, text
+from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, Integer, LargeBinary, text
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
@@ -65,6 +65,15 @@ class Request(SQLModel, table=True):
     """
 
     __tablename__ = "request"
+    __table_args__ = (
+        Index(
+            "ix_request_unheard",
+            "task",
+            "bundle",
+            sqlite_where=text("kind = 'audit' AND NOT heard"),
+            postgresql_where=text("kind = 'audit' AND NOT heard"),
+        ),
+    )
     id: str = Field(primary_key=True)
     at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False, index=True))
     task: str = Field(index=True)
@@ -85,6 +94,13 @@ class Request(SQLModel, table=True):
     loss: float | None = None
     """Disagreement of the student's draft with the teacher: here of a draft that was not served, in
     the row of the audit of one that was. Null where one of both is unknown."""
+    least: float | None = None
+    """The least propensity that any request could have had then, whatever its draft; null where no
+    bundle was live."""
+    written_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+    """When the row came to the database: later than `at` where it had to wait."""
+    heard: bool = False
+    """Of an audit: whether the alarms have counted it."""
     duration_ms: float
     first_token_ms: float | None = None
     prompt_tokens: int | None = None
@@ -165,6 +181,10 @@ class Exchange(SQLModel, table=True):
     bundle: str | None = None
     check: str | None = None
     """Name of the check that student_text failed."""
+    signals: dict[str, float] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True))
+    )
+    """How sure the student was of student_text, in numbers (`router/kept_signals.py`)."""
     prompt_hash: str = ""
     """Hash of the prompt contract in force."""
     caller: str = ""
@@ -415,6 +435,70 @@ class StoredResponse(SQLModel, table=True):
     """The conversation up to this response, as input items, without instructions."""
     body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
     """The response as the client got it."""
+
+
+class Certificate(SQLModel, table=True):
+    """The live certificate of one bundle of a task: what the ledger says so far, and the threshold
+    that follows. Replaced under its lock, by whichever gateway folds the next rows into it."""
+
+    __tablename__ = "certificate"
+    task: str = Field(primary_key=True)
+    bundle: str = Field(primary_key=True)
+    version: int
+    """Counts the changes: a gateway never goes back to an older state."""
+    epoch: int = 1
+    """Counts the starts: from 2 on after an alarm, or under a changed contract."""
+    since: str = ""
+    """Requests with ids after this one count. Empty: all of the bundle's, and before them its
+    calibration rows."""
+    frontier: str = ""
+    """Every request up to this id has been counted, or left out for good."""
+    settle_s: float
+    """A row that was written later than this after its request came is left out."""
+    audit_wait_s: float
+    """An audit that is not there so long after its request came is lost, and counts as loss 1."""
+    state: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    """The capital and the counts, as arrays (npz)."""
+    threshold: float
+    """What gateways use; 1.01: never."""
+    certified: bool
+    coverage: float
+    """Share of the counted requests with a score of at least the threshold."""
+    coverage_low: float
+    coverage_high: float
+    n: int
+    audits: int
+    labels: int
+    detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """Further figures for people: estimate, next threshold, audits still needed."""
+    alarms: dict[str, Any] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True), nullable=True)
+    )
+    """The state of the alarms; null while nothing is served."""
+    alarm: str | None = None
+    """harm | shift, while it stands: the teacher answers until the student is certified anew."""
+    drift: dict[str, Any] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True), nullable=True)
+    )
+    """The last window of requests that was looked at for drift."""
+    updated_at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+
+
+class Incident(SQLModel, table=True):
+    """An alarm or a drift: what was seen, and what was done."""
+
+    __tablename__ = "incident"
+    id: str = Field(primary_key=True)
+    task: str = Field(index=True)
+    bundle: str
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    kind: str
+    """harm | shift | drift"""
+    detail: str
+    done: str
+    threshold_before: float | None = None
+    threshold_after: float | None = None
+    cleared_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
 
 
 class PendingAudit(SQLModel, table=True):

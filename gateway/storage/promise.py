@@ -36,6 +36,7 @@ class Promise:
     propensity: float
     uniform: float
     guess: float | None
+    signals: dict[str, float] | None
     expires: datetime
     lease_owner: str
     lease_until: datetime

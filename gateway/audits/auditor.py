@@ -214,13 +214,14 @@ class Auditor:
 
     async def _tick(self) -> None:
         try:
+            # first what others wait for: leases must not end because the ledger is slow
+            await asyncio.to_thread(self._forget)
+            for promise in await asyncio.to_thread(self._orphans):
+                await self._take_over(promise)
             for line in self._lines.values():
                 if line.lane.live is not None:
                     line.lane.sampling.learn(await asyncio.to_thread(self._reader.read, line.lane))
                 await self._reopen(line)
-            await asyncio.to_thread(self._forget)
-            for promise in await asyncio.to_thread(self._orphans):
-                await self._take_over(promise)
         except StoreError as error:
             logger.warning("audits: the database is away", extra={"error": str(error)})
         except Exception:

@@ -17,6 +17,7 @@ from gateway.prompt import prompt_hash
 from gateway.storage.bundles import BundleFiles
 from router.decision import Answer, Decision
 from router.output import OutputSpec
+from router.prefix import Prefix
 from router.threshold import Certificate
 
 K = TypeVar("K")
@@ -32,6 +33,10 @@ class Judge(Protocol):
     def threshold(self) -> float: ...
     @property
     def spec(self) -> OutputSpec: ...
+    @property
+    def window(self) -> int | None: ...
+    @property
+    def prefix(self) -> Prefix | None: ...
     def before(self, prompt: str) -> Decision: ...
     def after(self, prompt: str, answer: Answer, p_ood: float | None = None) -> Decision: ...
 
@@ -124,4 +129,6 @@ class LaneMetrics:
         self.audit_loss = metrics.audit_loss_total.labels(task)
         self.exchanges = counters(metrics.exchanges_total)
         self.checks_failed = counters(metrics.checks_failed_total)
+        self.early_cancels = counters(metrics.early_cancels_total)
+        self.wasted = counters(metrics.wasted_tokens_total)
         self.cache = counters(metrics.cache_requests_total)

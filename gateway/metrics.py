@@ -140,6 +140,16 @@ checks_failed_total = Counter(
     "Drafts that failed a check of their task, those of shadow mode included.",
     ["task", "check"],
 )
+early_cancels_total = Counter(
+    "retort_early_cancels_total",
+    "Drafts stopped while they were made, by the number of value tokens that showed it.",
+    ["task", "k"],
+)
+wasted_tokens_total = Counter(
+    "retort_wasted_student_tokens_total",
+    "Tokens of drafts the client was not given. draft: stopped | whole.",
+    ["task", "draft"],
+)
 cache_requests_total = Counter(
     "retort_cache_requests_total",
     "Requests of tasks with a response cache. result: hit | miss | bypass.",

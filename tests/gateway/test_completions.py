@@ -25,6 +25,8 @@ class BrokenRouter:
     certificate: Certificate | None = None
     threshold = 0.5
     spec = OutputSpec()
+    window = None
+    prefix = None
 
     def before(self, prompt: str) -> Decision:
         raise ZeroDivisionError

@@ -1,0 +1,136 @@
+"""A draft while it is made: stopped where it is hopeless, passed on where its window allows it.
+
+What decides is the bundle's (`router/prefix.py`): heads that look at the first 1, 4, 16 and 64
+value tokens, and the score of the first W tokens where the task releases by window. Until a draft
+is released nothing of it was shown, and every failure is still the teacher's turn. Once it is, no
+other model may go on with it: what then fails ends the stream with an error.
+"""
+
+import logging
+
+import aiohttp
+
+from gateway.draft import Draft, DraftStream, shown_stream
+from gateway.errors import UpstreamError
+from gateway.fallback import route_headers
+from gateway.first_try import Read, score_after
+from gateway.trip import Spent, Trip
+from gateway.wire.protocol import EVENTS, Chat, Sink
+from gateway.wire.streaming import check_streams, events
+from router.decision import Reason, Route
+from router.output import check
+from router.prefix import Prefix, Walk, begun, cut
+
+logger = logging.getLogger(__name__)
+
+
+def watched(trip: Trip, sink: Sink) -> Read | None:
+    """How the draft is read; None where it is read to its end before anything is decided."""
+    task, live = trip.lane.task, trip.live
+    if live is None or not trip.chat.stream or trip.decision.reason is Reason.FORCED:
+        return None
+    prefix = live.router.prefix if task.cancels_early else None
+    window = None
+    if task.release.mode == "window" and not wants_json(trip.chat):
+        # the bundle's: its certificate speaks of the score of so many tokens, and of no other
+        window = live.router.window
+    if prefix is None and window is None:
+        return None
+    return Watch(trip, sink, prefix, window).read
+
+
+def wants_json(chat: Chat) -> bool:
+    """Whether the request demands JSON, which only a whole answer can be seen to be."""
+    wanted = chat.body.get("response_format")
+    return isinstance(wanted, dict) and wanted.get("type") in ("json_object", "json_schema")
+
+
+def check_end(trip: Trip, draft: Draft) -> None:
+    """Raises UpstreamError where a released draft turns out to break the output rules: it was too
+    long, say. The client has most of it, and must not take it for an answer."""
+    if trip.live is not None and (broken := check(trip.live.router.spec, draft.answer)) is not None:
+        trip.broken = True
+        raise UpstreamError(f"The student's answer breaks the output rules ({broken}).")
+
+
+class Watch:
+    """Reads the student's stream for one request. ``prefix`` None: nothing is stopped early;
+    ``window`` None: nothing is released before its end."""
+
+    def __init__(self, trip: Trip, sink: Sink, prefix: Prefix | None, window: int | None) -> None:
+        self._trip = trip
+        self._sink = sink
+        self._prefix = prefix
+        self._window = window
+
+    async def read(self, response: aiohttp.ClientResponse) -> Draft | None:
+        """The draft; None where it was stopped, and the trip then knows why. Raises UpstreamError
+        where the stream cannot be read or has no end."""
+        check_streams(response, "student")
+        trip, window = self._trip, self._window
+        stream, walk, complete = DraftStream(), self._new_walk(), False
+        try:
+            async for raw in events(response):
+                if not stream.take(raw) or stream.finish_reason is not None:
+                    continue  # the end is shown when it has been looked at
+                if trip.released:
+                    await self._pass_on(stream)
+                    continue
+                if (k := self._hopeless(walk, stream)) is not None:
+                    response.close()  # the server sees it and generates no further
+                    trip.student_failed = Reason.UNSURE_EARLY
+                    trip.lane.metrics.early_cancels[(str(k),)].inc()
+                    return None
+                if window is not None and len(stream.tokens) >= window:
+                    if self._may_go(stream, window):
+                        trip.answer_id = stream.chunks[0].get("id")
+                        await self._sink.start(200, [*EVENTS, *route_headers(trip)])
+                        await self._pass_on(stream)
+                    # asked once: what may not go is read to its end, for its loss is a label
+                    window = None
+            draft = stream.draft()
+            complete = True
+            return draft
+        finally:
+            if not complete:
+                trip.spent = Spent(tokens=len(stream.tokens), usage=stream.usage)
+
+    def _new_walk(self) -> Walk | None:
+        live = self._trip.live
+        if self._prefix is None or live is None:
+            return None
+        spec = live.router.spec
+        return Walk(kind=spec.kind, fields=tuple(spec.fields), checkpoints=self._prefix.at)
+
+    def _hopeless(self, walk: Walk | None, stream: DraftStream) -> int | None:
+        """The checkpoint at which the draft is to be stopped."""
+        if walk is None or self._prefix is None:
+            return None
+        try:
+            while walk.checkpoints and len(walk.tokens) < len(stream.tokens):
+                found = walk.add(stream.tokens[len(walk.tokens)])
+                if found is not None and self._prefix.hopeless(*found):
+                    return found[0]
+        except Exception:
+            # as any router that breaks (gateway/first_try.py: guarded): it has no say
+            logger.exception("prefix head failed", extra={"request_id": self._trip.incoming.id})
+            self._prefix = None
+        return None
+
+    def _may_go(self, stream: DraftStream, window: int) -> bool:
+        """Whether the score of the window is good enough."""
+        trip = self._trip
+        if trip.live is None:
+            return False
+        seen = Draft(answer=cut(begun(stream.tokens), window), usage=None)
+        decision = score_after(trip, trip.live, seen, trip.decision)
+        if decision.route is Route.STUDENT:
+            trip.decision = decision
+        return decision.route is Route.STUDENT
+
+    async def _pass_on(self, stream: DraftStream) -> None:
+        """All that has come and was not shown yet."""
+        trip = self._trip
+        data = shown_stream(stream.chunks, trip.chat, since=trip.released)
+        trip.released = len(stream.chunks)
+        await self._sink.write(data)

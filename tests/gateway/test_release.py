@@ -1,0 +1,395 @@
+"""Streams while they are made: hopeless drafts are stopped, windows let go, nothing is spliced."""
+
+import json
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from fake_openai import FakeOpenAI, Reply
+from running_gateway import RunningGateway, wait_until
+from small_bundle import SURE, UNSURE
+from triage import BODY, Start, configuration
+
+from gateway.config import Config
+from router.confidence import default
+from router.decision import Token
+from router.output import OutputSpec
+from router.prefix import Prefix
+from router.router import Router
+from router.threshold import REJECTED
+
+CHAT = "/v1/chat/completions"
+#: what differs between two answers that are the same
+OWN = re.compile(rb'"(id|created)":[^,]*')
+WINDOW = 3
+TEXT = {"output": {"kind": "text", "max_tokens": 16}}
+BY_WINDOW = TEXT | {"release": {"mode": "window", "window": WINDOW}}
+STREAM: dict[str, Any] = BODY | {"stream": True}
+WORDS = ["your ", "parcel ", "is ", "on ", "its ", "way"]
+#: unsure as it is, P(not served) is 0.94 after one such token; 0.002 after a sure one
+HEADS = Prefix(
+    at=(1, 4),
+    weights=np.array([[0.0, -2.0, 0.0, 0.0, 0.0, 0.0, 0.0]] * 2),
+    biases=np.array([3.0, 3.0]),
+    limits=np.array([0.5, 0.5]),
+)
+
+
+@pytest.fixture(scope="module")
+def text_router(small_router: Router) -> Router:
+    """As the small one, for texts; releases by window."""
+    spec = OutputSpec(kind="text", max_tokens=16)
+    return replace(small_router, spec=spec, confidence=default("text"), window=WINDOW)
+
+
+def draft(logs: Sequence[float], **more: Any) -> Reply:
+    """Six words with these log-probabilities, the last of them for all that follow."""
+    logs = [*logs, *[logs[-1]] * len(WORDS)][: len(WORDS)]
+    tokens = [Token(text=w, logprob=p, top=(p, -5.0)) for w, p in zip(WORDS, logs, strict=True)]
+    return Reply(text="".join(WORDS), tokens=tokens, **more)
+
+
+def send(gateway: RunningGateway, body: dict[str, Any] = STREAM) -> tuple[dict[str, str], bytes]:
+    status, headers, data = gateway.send("POST", CHAT, body)
+    assert status == 200
+    return headers, data
+
+
+def chunks(data: bytes) -> list[dict[str, Any]]:
+    lines = [line[6:] for line in data.split(b"\n") if line.startswith(b"data: ")]
+    return [json.loads(line) for line in lines if line != b"[DONE]"]
+
+
+def content(data: bytes) -> str:
+    deltas = [c["delta"] for chunk in chunks(data) for c in chunk.get("choices", [])]
+    return "".join(delta.get("content") or "" for delta in deltas)
+
+
+def streams(student: FakeOpenAI) -> list[dict[str, Any]]:
+    """What it was asked, without the probe of its adapter."""
+    return [body for body in student.chats if body.get("stream")]
+
+
+# -- window
+
+
+def test_after_the_window_bytes_flow_while_the_student_generates(
+    serving: Start, student: FakeOpenAI, teacher: FakeOpenAI, text_router: Router
+) -> None:
+    gateway = serving(router=text_router, **BY_WINDOW)
+    held = threading.Event()
+    student.reply = draft([SURE], hold=held, hold_after=4)
+    seen = []
+    with gateway.client().chat.completions.create(**STREAM) as stream:
+        for chunk in stream:
+            seen.append(chunk.choices[0].delta.content or "")
+            if "".join(seen) == "your parcel is on ":
+                assert student.in_flight == 1  # and waits for us
+                held.set()
+    assert "".join(seen) == "".join(WORDS)
+    assert held.is_set()
+    assert teacher.chats == []
+    (row,) = gateway.ledger()
+    assert (row.route, row.reason, row.status) == ("student", "trusted", 200)
+    assert row.score == pytest.approx(np.exp(SURE))
+    assert row.completion_tokens == len(WORDS)
+
+
+def test_a_windowed_answer_is_the_same_bytes_as_a_held_one(
+    serving: Start, student: FakeOpenAI, text_router: Router
+) -> None:
+    gateway = serving(router=text_router, **BY_WINDOW)
+    student.reply = draft([SURE])
+    body = STREAM | {"stream_options": {"include_usage": True}, "logprobs": True}
+    headers, windowed = send(gateway, body)
+    # whoever chooses the student gets its draft held whole
+    _, _, held = gateway.send("POST", CHAT, body, {"x-retort-route": "student"})
+    assert OWN.sub(b"", windowed) == OWN.sub(b"", held)
+    assert content(windowed) == "".join(WORDS)
+    assert headers["x-retort-route"] == "student"
+    (first, *_), last = chunks(windowed), chunks(windowed)[-1]
+    assert last["usage"]["completion_tokens"] == len(WORDS)
+    assert {chunk["id"] for chunk in chunks(windowed)} == {first["id"]}
+    assert {chunk["model"] for chunk in chunks(windowed)} == {"gpt-large"}
+    assert windowed.endswith(b"data: [DONE]\n\n")
+    assert all("usage" in chunk for chunk in chunks(windowed))
+    rows = gateway.ledger(2)
+    assert rows[0].completion_id == first["id"]
+
+
+def test_an_unsure_window_is_held_to_its_end_for_its_label(
+    serving: Start, student: FakeOpenAI, teacher: FakeOpenAI, text_router: Router
+) -> None:
+    gateway = serving(router=text_router, **BY_WINDOW)
+    student.reply = draft([UNSURE, UNSURE, UNSURE, SURE])
+    teacher.reply = "your parcel is on its way"
+    headers, data = send(gateway)
+    assert headers["x-retort-reason"] == "unsure"
+    assert content(data) == "your parcel is on its way"
+    row = gateway.exchange()
+    assert row.student_text == "".join(WORDS)
+    assert row.score == pytest.approx(np.exp(UNSURE))
+    assert row.loss == 0.0
+    assert student.disconnects == 0
+
+
+def test_what_follows_the_window_does_not_change_the_score(
+    serving: Start, student: FakeOpenAI, text_router: Router
+) -> None:
+    gateway = serving(router=text_router, **BY_WINDOW)
+    student.reply = draft([SURE, SURE, SURE, -9.0])
+    assert send(gateway)[0]["x-retort-route"] == "student"
+    # also of a request that is answered whole
+    assert send(gateway, BODY)[0]["x-retort-route"] == "student"
+    streamed, whole = gateway.ledger(2)
+    assert streamed.score == whole.score == pytest.approx(np.exp(SURE))
+
+
+def test_a_short_draft_is_judged_whole(
+    serving: Start, student: FakeOpenAI, text_router: Router
+) -> None:
+    gateway = serving(router=text_router, **BY_WINDOW)
+    student.reply = Reply(text="on its", logprob=SURE)
+    headers, data = send(gateway)
+    assert headers["x-retort-route"] == "student"
+    assert content(data) == "on its"
+
+
+def test_json_on_demand_is_never_released_before_it_is_whole(
+    serving: Start, student: FakeOpenAI, teacher: FakeOpenAI, text_router: Router
+) -> None:
+    gateway = serving(router=text_router, **BY_WINDOW)
+    student.reply = draft([SURE])
+    teacher.reply = '{"a": 1}'
+    headers, data = send(gateway, STREAM | {"response_format": {"type": "json_object"}})
+    assert headers["x-retort-reason"] == "invalid"
+    assert content(data) == '{"a": 1}'
+
+
+def test_a_bundle_without_a_window_is_held_whole(
+    serving: Start, student: FakeOpenAI, text_router: Router
+) -> None:
+    """The configuration has changed, the bundle's certificate is still that of whole drafts."""
+    gateway = serving(router=replace(text_router, window=None), **BY_WINDOW)
+    student.reply = draft([SURE, SURE, SURE, -9.0])
+    assert send(gateway)[0]["x-retort-reason"] == "unsure"
+
+
+def test_a_student_that_breaks_after_the_release_ends_in_an_error_and_no_other_words(
+    serving: Start, student: FakeOpenAI, teacher: FakeOpenAI, text_router: Router
+) -> None:
+    gateway = serving(router=text_router, audit_rate=1.0, **BY_WINDOW)
+    student.reply = draft([SURE], cut_after=5)
+    _, data = send(gateway)
+    assert content(data).startswith("your parcel is")
+    assert chunks(data)[-1]["error"]["code"] in ("upstream_broken", "upstream_unavailable")
+    assert b"[DONE]" not in data
+    assert b'"finish_reason":"stop"' not in data
+    assert teacher.chats == []
+    assert len(streams(student)) == 1
+    (row,) = gateway.ledger()
+    assert (row.route, row.reason) == ("student", "student_error")
+    assert row.status in (502, 503)
+    assert gateway.exchanges() == []
+
+
+def test_the_official_client_sees_the_break(
+    serving: Start, student: FakeOpenAI, text_router: Router
+) -> None:
+    gateway = serving(router=text_router, **BY_WINDOW)
+    student.reply = draft([SURE], stream_error={"message": "out of memory", "code": 500})
+    stream = gateway.client().chat.completions.create(**STREAM)
+    with pytest.raises(openai.APIError):
+        list(stream)
+
+
+def test_a_broken_release_is_not_asked_of_another_replica(
+    serving: Start,
+    student: FakeOpenAI,
+    other_student: FakeOpenAI,
+    teacher: FakeOpenAI,
+    text_router: Router,
+) -> None:
+    urls = {"student": {"base_url": [student.url, other_student.url]}}
+    gateway = serving(router=text_router, sections=urls, **BY_WINDOW)
+    student.reply = other_student.reply = draft([SURE], cut_after=5)
+    _, data = send(gateway)
+    assert "error" in chunks(data)[-1]
+    assert content(data) == "your parcel is on its "
+    assert len(streams(student)) + len(streams(other_student)) == 1
+    assert teacher.chats == []
+
+
+def test_a_released_answer_that_breaks_the_rules_at_its_end_has_no_clean_end(
+    serving: Start, student: FakeOpenAI, teacher: FakeOpenAI, text_router: Router
+) -> None:
+    gateway = serving(router=text_router, **BY_WINDOW)
+    student.reply = draft([SURE], finish_reason="length")
+    _, data = send(gateway)
+    assert "truncated" in chunks(data)[-1]["error"]["message"]
+    assert b"[DONE]" not in data
+    assert b'"finish_reason":"length"' not in data
+    (row,) = gateway.ledger()
+    # it was served, and counts against the promise as a full loss
+    assert (row.route, row.reason, row.status, row.loss) == ("student", "trusted", 502, 1.0)
+    # held whole, it is the teacher's turn
+    headers, _ = send(gateway, BODY)
+    assert headers["x-retort-reason"] == "invalid"
+
+
+def test_leaving_after_the_release_stops_the_student(
+    serving: Start, student: FakeOpenAI, teacher: FakeOpenAI, text_router: Router
+) -> None:
+    gateway = serving(router=text_router, **BY_WINDOW)
+    held = threading.Event()
+    student.reply = draft([SURE], hold=held, hold_after=4)
+    stream = gateway.client().chat.completions.create(**STREAM)
+    next(iter(stream))
+    stream.close()
+    student.wait_for(lambda server: server.disconnects == 1)
+    held.set()
+    assert gateway.ledger()[0].status == 499
+    assert teacher.chats == []
+
+
+def test_a_released_answer_is_audited(
+    serving: Start, student: FakeOpenAI, teacher: FakeOpenAI, text_router: Router
+) -> None:
+    gateway = serving(router=text_router, audit_rate=1.0, **BY_WINDOW)
+    student.reply = draft([SURE])
+    teacher.reply = "your parcel is on its way"
+    send(gateway)
+    wait_until(lambda: len(gateway.exchanges()) == 1)
+    row = gateway.exchange()
+    assert (row.route, row.student_text, row.loss) == ("student", "".join(WORDS), 0.0)
+
+
+# -- early cancel
+
+
+def test_a_hopeless_draft_is_stopped_and_the_teacher_answers(
+    serving: Start, student: FakeOpenAI, teacher: FakeOpenAI, small_router: Router
+) -> None:
+    gateway = serving(router=replace(small_router, prefix=HEADS))
+    held = threading.Event()
+    student.reply = draft([UNSURE], hold=held)
+    headers, data = send(gateway)
+    student.wait_for(lambda server: server.disconnects == 1)
+    held.set()
+    assert headers["x-retort-reason"] == "unsure_early"
+    assert content(data) == "parcel"
+    (row,) = gateway.ledger()
+    assert (row.route, row.reason, row.score, row.loss) == (
+        *("teacher", "unsure_early", REJECTED),
+        None,
+    )
+    kept = gateway.exchange()
+    assert (kept.student_text, kept.loss) == (None, None)
+    assert kept.teacher_text == "parcel"
+    # the draft had taken its prompt and a token, and its server had said so
+    asked = max(1, len(json.dumps(student.chats[-1]["messages"])) // 4)
+    assert row.student_usd == pytest.approx((asked + 1) / 1e6)
+    assert gateway.metric('retort_early_cancels_total{k="1",task="triage"}') >= 1
+    wasted = 'retort_wasted_student_tokens_total{draft="stopped",task="triage"}'
+    assert gateway.metric(wasted) >= 1
+    assert gateway.metric('retort_upstream_up{upstream="student"}') == 1
+
+
+def test_a_draft_that_turns_bad_is_stopped_at_the_next_checkpoint(
+    serving: Start, student: FakeOpenAI, small_router: Router
+) -> None:
+    gateway = serving(router=replace(small_router, prefix=HEADS))
+    held = threading.Event()
+    student.reply = draft([SURE, SURE, UNSURE], hold=held, hold_after=4)
+    before = gateway.metric('retort_early_cancels_total{k="4",task="triage"}')
+    assert send(gateway)[0]["x-retort-reason"] == "unsure_early"
+    held.set()
+    assert gateway.metric('retort_early_cancels_total{k="4",task="triage"}') == before + 1
+
+
+def test_a_sure_draft_is_not_stopped(
+    serving: Start, student: FakeOpenAI, teacher: FakeOpenAI, small_router: Router
+) -> None:
+    gateway = serving(router=replace(small_router, prefix=HEADS))
+    headers, data = send(gateway)
+    assert headers["x-retort-route"] == "student"
+    assert content(data) == "parcel"
+    assert teacher.chats == []
+
+
+@pytest.mark.parametrize(
+    ("task", "body", "headers"),
+    [
+        ({"early_cancel": False}, STREAM, {}),
+        ({"on_teacher_down": "degraded"}, STREAM, {}),
+        ({}, BODY, {}),
+        ({}, STREAM, {"x-retort-route": "student"}),
+    ],
+    ids=["switched off", "the draft may stand in", "not a stream", "forced"],
+)
+def test_these_drafts_are_never_stopped(
+    serving: Start,
+    student: FakeOpenAI,
+    small_router: Router,
+    task: dict[str, Any],
+    body: dict[str, Any],
+    headers: dict[str, str],
+) -> None:
+    gateway = serving(router=replace(small_router, prefix=HEADS), **task)
+    student.reply = Reply(text="parcel", logprob=UNSURE)
+    _, sent, _ = gateway.send("POST", CHAT, body, headers)
+    assert sent["x-retort-reason"] == ("forced" if headers else "unsure")
+    assert student.disconnects == 0
+    options = student.chats[-1].get("stream_options", {})
+    assert "continuous_usage_stats" not in options
+
+
+def test_early_cancel_and_window_work_together(
+    serving: Start, student: FakeOpenAI, text_router: Router
+) -> None:
+    heads = replace(HEADS, at=(1, 2))
+    gateway = serving(router=replace(text_router, prefix=heads), **BY_WINDOW)
+    student.reply = draft([UNSURE])
+    assert send(gateway)[0]["x-retort-reason"] == "unsure_early"
+    student.reply = draft([SURE, SURE, SURE, UNSURE])
+    headers, data = send(gateway)
+    # what comes after the release is no longer asked about
+    assert headers["x-retort-route"] == "student"
+    assert content(data) == "".join(WORDS)
+
+
+def test_a_prefix_head_that_breaks_has_no_say(
+    serving: Start, student: FakeOpenAI, small_router: Router
+) -> None:
+    broken = replace(HEADS, weights=np.zeros((2, 3)))
+    gateway = serving(router=replace(small_router, prefix=broken))
+    assert send(gateway)[0]["x-retort-route"] == "student"
+
+
+# -- configuration
+
+
+@pytest.mark.parametrize(
+    ("task", "named"),
+    [
+        ({"release": {"mode": "window", "window": 4}}, "only for output.kind: text"),
+        (TEXT | {"release": {"mode": "window"}}, "go together"),
+        (TEXT | {"release": {"window": 4}}, "go together"),
+        (TEXT | {"release": {"mode": "window", "window": 16}}, "under output.max_tokens"),
+        (BY_WINDOW | {"checks": [{"kind": "refusal"}]}, "release.mode: window"),
+    ],
+)
+def test_a_window_that_cannot_be_is_refused_by_name(
+    tmp_path: Any, task: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        configured(tmp_path, task)
+
+
+def configured(path: Any, task: dict[str, Any]) -> Config:
+    return configuration(path, (FakeOpenAI(), FakeOpenAI()), task)

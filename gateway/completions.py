@@ -8,9 +8,9 @@ import orjson
 from gateway.draft import Draft, shown, shown_end, shown_stream
 from gateway.errors import GatewayError
 from gateway.fallback import ask_teacher, route_headers
-from gateway.first_try import ask_student, fails_check, fits, score_after, score_before
+from gateway.first_try import fails_check, fits, score_after, score_before
 from gateway.parts import Parts
-from gateway.release import check_end, wants_json, watched
+from gateway.release import ask_watched, check_end, wants_json
 from gateway.trip import Trip
 from gateway.wire.protocol import EVENTS, JSON, Sink, student_can
 from router.decision import Decision, Reason, Route
@@ -23,8 +23,7 @@ async def answer(parts: Parts, trip: Trip, sink: Sink) -> None:
     trip.decision = before(trip)
     try:
         if trip.decision.route is Route.STUDENT:
-            read = watched(trip, sink)
-            trip.draft = await ask_student(parts, trip, stream=trip.chat.stream, read=read)
+            trip.draft = await ask_watched(parts, trip, sink)
             if not trip.released:
                 trip.decision = after(trip)
                 if trip.decision.route is Route.STUDENT:
@@ -49,6 +48,8 @@ async def answer(parts: Parts, trip: Trip, sink: Sink) -> None:
         trip.status = 499
         raise
     finally:
+        if trip.drafting is not None:
+            trip.drafting.cancel()
         parts.ledger.close(trip, sink)
 
 
@@ -74,6 +75,8 @@ def before(trip: Trip) -> Decision:
 def after(trip: Trip) -> Decision:
     """Whether the draft is served."""
     first, live, draft = trip.decision, trip.live, trip.draft
+    if trip.drafting is not None:
+        return first  # the window has decided
     if live is None or draft is None:
         # a draft that was stopped can be served under no threshold
         score = REJECTED if trip.student_failed is Reason.UNSURE_EARLY else None

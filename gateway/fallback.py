@@ -43,7 +43,8 @@ async def ask_teacher(parts: Parts, trip: Trip, sink: Sink) -> None:
 
 
 async def relay(parts: Parts, trip: Trip, sink: Sink) -> None:
-    shadow: Shadow = None
+    # a draft that the teacher stands in for is still a label
+    shadow: Shadow = trip.drafting
     if trip.decision.reason is Reason.SHADOW:
         shadow = asyncio.create_task(ask_in_shadow(parts, trip))
     try:

@@ -6,14 +6,18 @@ is released nothing of it was shown, and every failure is still the teacher's tu
 other model may go on with it: what then fails ends the stream with an error.
 """
 
+import asyncio
 import logging
+from contextlib import suppress
+from typing import Any
 
 import aiohttp
 
 from gateway.draft import Draft, DraftStream, shown_stream
 from gateway.errors import UpstreamError
 from gateway.fallback import route_headers
-from gateway.first_try import Read, score_after
+from gateway.first_try import ask_student, score_after
+from gateway.parts import Parts
 from gateway.trip import Spent, Trip
 from gateway.wire.protocol import EVENTS, Chat, Sink
 from gateway.wire.streaming import check_streams, events
@@ -24,8 +28,33 @@ from router.prefix import Prefix, Walk, begun, cut
 logger = logging.getLogger(__name__)
 
 
-def watched(trip: Trip, sink: Sink) -> Read | None:
-    """How the draft is read; None where it is read to its end before anything is decided."""
+async def ask_watched(parts: Parts, trip: Trip, sink: Sink) -> Draft | None:
+    """The student's draft, released meanwhile where it may be (``trip.released``). None where
+    there is none to serve: it failed, was stopped, or its window was not good enough; the teacher
+    then need not wait for the rest (``trip.drafting``). Raises GatewayError where the student
+    fails after the release."""
+    watch = watch_over(trip, sink)
+    if watch is None:
+        return await ask_student(parts, trip, stream=trip.chat.stream)
+    if watch.refused is None:
+        return await ask_student(parts, trip, stream=True, read=watch.read)
+    asking = asyncio.create_task(ask_student(parts, trip, stream=True, read=watch.read))
+    either: set[asyncio.Future[Any]] = {asking, watch.refused}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        asking.cancel()
+        with suppress(asyncio.CancelledError):
+            await asking
+        raise
+    if asking.done():
+        return asking.result()
+    trip.drafting = asking
+    return None
+
+
+def watch_over(trip: Trip, sink: Sink) -> "Watch | None":
+    """None where the draft is read to its end before anything is decided."""
     task, live = trip.lane.task, trip.live
     if live is None or not trip.chat.stream or trip.decision.reason is Reason.FORCED:
         return None
@@ -36,7 +65,7 @@ def watched(trip: Trip, sink: Sink) -> Read | None:
         window = live.router.window
     if prefix is None and window is None:
         return None
-    return Watch(trip, sink, prefix, window).read
+    return Watch(trip, sink, prefix, window)
 
 
 def wants_json(chat: Chat) -> bool:
@@ -62,6 +91,11 @@ class Watch:
         self._sink = sink
         self._prefix = prefix
         self._window = window
+        #: done once the window was not good enough. None: the draft is awaited all the same,
+        #: because there is no window, or because it may have to stand in for the teacher
+        self.refused: asyncio.Future[None] | None = None
+        if window is not None and trip.lane.task.on_teacher_down != "degraded":
+            self.refused = asyncio.get_running_loop().create_future()
 
     async def read(self, response: aiohttp.ClientResponse) -> Draft | None:
         """The draft; None where it was stopped, and the trip then knows why. Raises UpstreamError
@@ -83,7 +117,6 @@ class Watch:
                     return None
                 if window is not None and len(stream.tokens) >= window:
                     if self._may_go(stream, window):
-                        trip.answer_id = stream.chunks[0].get("id")
                         await self._sink.start(200, [*EVENTS, *route_headers(trip)])
                         await self._pass_on(stream)
                     # asked once: what may not go is read to its end, for its loss is a label
@@ -125,8 +158,12 @@ class Watch:
         seen = Draft(answer=cut(begun(stream.tokens), window), usage=None)
         decision = score_after(trip, trip.live, seen, trip.decision)
         if decision.route is Route.STUDENT:
+            trip.decision, trip.answer_id = decision, stream.chunks[0].get("id")
+            return True
+        if self.refused is not None and not self.refused.done():
             trip.decision = decision
-        return decision.route is Route.STUDENT
+            self.refused.set_result(None)
+        return False
 
     async def _pass_on(self, stream: DraftStream) -> None:
         """All that has come and was not shown yet."""

@@ -1,5 +1,6 @@
 """One request of a task on its way to an answer: everything the ledger and the queue will know."""
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -43,6 +44,8 @@ class Trip:
     draft: Draft | None = None
     #: how many chunks of a draft that is still being made the client has
     released: int = 0
+    #: what goes on with a draft that its window did not release, beside the teacher
+    drafting: asyncio.Task[Draft | None] | None = None
     #: the draft that was given up before its end
     spent: Spent | None = None
     #: the draft was released, and then broke the output rules
@@ -135,6 +138,12 @@ class Trip:
         window = None if self.live is None else self.live.router.window
         return loss_of(spec, self.draft.answer, self.teacher_text, window)
 
+    @property
+    def unseen(self) -> bool:
+        """The teacher was done before the draft that it stands in for, so that nobody knows that
+        draft's loss. A certificate has to take it for a full one."""
+        return self.drafting is not None and self.draft is None and self.status < 400
+
     def exchange(self) -> Exchange:
         """The row for the retraining queue."""
         task, decision = self.lane.task, self.decision
@@ -188,7 +197,7 @@ class Trip:
             p_ood=decision.p_ood,
             sampled=self.sampled,
             propensity=None if self.live is None else self.propensity,
-            loss=self.loss(),
+            loss=1.0 if self.unseen else self.loss(),
             student_usd=student_usd,
             teacher_usd=paid_usd,
             cost_usd=add(student_usd, paid_usd),

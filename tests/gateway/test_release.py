@@ -122,20 +122,80 @@ def test_a_windowed_answer_is_the_same_bytes_as_a_held_one(
     assert rows[0].completion_id == first["id"]
 
 
-def test_an_unsure_window_is_held_to_its_end_for_its_label(
+def test_an_unsure_window_is_the_teachers_at_once_and_its_draft_a_label(
     serving: Start, student: FakeOpenAI, teacher: FakeOpenAI, text_router: Router
 ) -> None:
     gateway = serving(router=text_router, **BY_WINDOW)
-    student.reply = draft([UNSURE, UNSURE, UNSURE, SURE])
-    teacher.reply = "your parcel is on its way"
+    held = threading.Event()
+    student.reply = draft([UNSURE, UNSURE, UNSURE, SURE], hold=held, hold_after=4)
+
+    def answer(body: dict[str, Any]) -> str:
+        # the student goes on while the teacher is asked
+        assert student.in_flight == 1
+        held.set()
+        student.wait_for(lambda server: server.in_flight == 0)
+        return "your parcel is on its way"
+
+    teacher.reply = answer
     headers, data = send(gateway)
     assert headers["x-retort-reason"] == "unsure"
     assert content(data) == "your parcel is on its way"
+    assert student.disconnects == 0
     row = gateway.exchange()
     assert row.student_text == "".join(WORDS)
     assert row.score == pytest.approx(np.exp(UNSURE))
     assert row.loss == 0.0
-    assert student.disconnects == 0
+    assert gateway.ledger()[0].loss == 0.0
+
+
+def test_a_draft_the_teacher_overtakes_counts_as_a_full_loss(
+    serving: Start, student: FakeOpenAI, teacher: FakeOpenAI, text_router: Router
+) -> None:
+    gateway = serving(router=text_router, **BY_WINDOW)
+    held = threading.Event()
+    student.reply = draft([UNSURE], hold=held, hold_after=4)
+    headers, data = send(gateway)
+    assert headers["x-retort-reason"] == "unsure"
+    assert content(data) == "parcel"
+    student.wait_for(lambda server: server.disconnects == 1)
+    held.set()
+    kept, (line,) = gateway.exchange(), gateway.ledger()
+    assert (kept.student_text, kept.loss) == (None, None)
+    assert line.score == kept.score == pytest.approx(np.exp(UNSURE))
+    assert line.loss == 1.0
+
+
+def test_a_draft_that_may_stand_in_is_awaited(
+    serving: Start, student: FakeOpenAI, teacher: FakeOpenAI, text_router: Router
+) -> None:
+    gateway = serving(router=text_router, on_teacher_down="degraded", **BY_WINDOW)
+    student.reply = draft([UNSURE])
+    teacher.reply = Reply(status=503)
+    headers, data = send(gateway)
+    assert headers["x-retort-reason"] == "degraded"
+    assert content(data) == "".join(WORDS)
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_leaving_before_the_release_stops_the_student_and_the_teacher(
+    serving: Start, student: FakeOpenAI, teacher: FakeOpenAI, text_router: Router, after: int
+) -> None:
+    """The client leaves while the window fills, or while both are at work."""
+    gateway = serving(router=text_router, **BY_WINDOW)
+    held = threading.Event()
+    student.reply = draft([UNSURE], hold=held, hold_after=after)
+    teacher.reply = Reply(text="parcel", delay_s=20)
+    data = json.dumps(STREAM).encode()
+    with gateway.connect() as connection:
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: g\r\ncontent-length: {len(data)}\r\n\r\n"
+        connection.sendall(head.encode() + data)
+        student.wait_for(lambda server: server.in_flight == 1)
+        if after == 4:
+            teacher.wait_for(lambda server: server.in_flight == 1)
+    student.wait_for(lambda server: server.disconnects == 1)
+    teacher.wait_for(lambda server: server.in_flight == 0)
+    held.set()
+    assert gateway.ledger()[0].status == 499
 
 
 def test_what_follows_the_window_does_not_change_the_score(

@@ -10,7 +10,7 @@ from gateway.errors import GatewayError
 from gateway.fallback import ask_teacher, route_headers
 from gateway.first_try import fails_check, fits, score_after, score_before
 from gateway.parts import Parts
-from gateway.release import ask_watched, check_end, wants_json
+from gateway.release import ask_watched, check_end, ends_well, wants_json
 from gateway.trip import Trip
 from gateway.wire.protocol import EVENTS, JSON, Sink, student_can
 from router.decision import Decision, Reason, Route
@@ -24,7 +24,9 @@ async def answer(parts: Parts, trip: Trip, sink: Sink) -> None:
     try:
         if trip.decision.route is Route.STUDENT:
             trip.draft = await ask_watched(parts, trip, sink)
-            if not trip.released:
+            if trip.released:
+                check_end(trip)
+            else:
                 trip.decision = after(trip)
                 if trip.decision.route is Route.STUDENT:
                     trip.decision = await checked(trip)
@@ -42,7 +44,7 @@ async def answer(parts: Parts, trip: Trip, sink: Sink) -> None:
         if trip.sampled and trip.keeps_text and trip.decision.reason is not Reason.DEGRADED:
             parts.auditor.submit(trip)
     except GatewayError as error:
-        trip.status = error.status
+        trip.status = trip.status or error.status
         raise
     except asyncio.CancelledError:
         trip.status = 499
@@ -84,7 +86,7 @@ def after(trip: Trip) -> Decision:
     decision = score_after(trip, live, draft, first)
     if trip.chat.forced is Route.STUDENT:
         return replace(decision, route=Route.STUDENT, reason=Reason.FORCED)
-    if decision.route is Route.STUDENT and not keeps_format(trip, draft):
+    if decision.route is Route.STUDENT and not (keeps_format(trip, draft) and ends_well(trip)):
         return replace(decision, route=Route.TEACHER, reason=Reason.INVALID)
     return decision
 
@@ -121,12 +123,10 @@ def may_degrade(trip: Trip, error: GatewayError) -> bool:
 
 
 async def serve(trip: Trip, sink: Sink) -> None:
-    """The student's draft becomes the answer, or the rest of one that was released before its end.
-    Raises GatewayError where that end breaks the output rules."""
+    """The student's draft becomes the answer, or the rest of the one that was released."""
     draft, chat = trip.draft, trip.chat
     assert draft is not None
     if trip.released:
-        check_end(trip, draft)
         rest = shown_stream(draft.chunks, chat, since=trip.released)
         await sink.end(rest + shown_end(draft, chat))
         return

@@ -133,7 +133,7 @@ async def record(parts: Parts, trip: Trip, shadow: Shadow) -> None:
     if shadow is not None and trip.live is not None:
         await asyncio.wait({shadow}, timeout=SHADOW_WAIT_S)
         trip.draft = shadow.result() if shadow.done() else None
-        if trip.draft is not None:
+        if trip.draft is not None and trip.drafting is None:
             seen = score_after(trip, trip.live, trip.draft, trip.decision)
             trip.decision = replace(trip.decision, score=seen.score)
     lane.estimate.learn(len(trip.incoming.raw), trip.teacher_text or "", trip.teacher_usage)

@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from gateway.draft import Draft, DraftStream, shown_stream
+from gateway.draft import Draft, DraftStream, max_tokens, shown_stream
 from gateway.errors import UpstreamError
 from gateway.fallback import route_headers
 from gateway.first_try import ask_student, score_after
@@ -60,12 +60,19 @@ def watch_over(trip: Trip, sink: Sink) -> "Watch | None":
         return None
     prefix = live.router.prefix if task.cancels_early else None
     window = None
-    if task.release.mode == "window" and not wants_json(trip.chat):
+    if task.release.mode == "window" and may_flow(trip):
         # the bundle's: its certificate speaks of the score of so many tokens, and of no other
         window = live.router.window
     if prefix is None and window is None:
         return None
     return Watch(trip, sink, prefix, window)
+
+
+def may_flow(trip: Trip) -> bool:
+    """False for a request whose answer has to be whole to be judged: one that demands JSON, or
+    that may end before the task's own limit and would then be taken for a broken one."""
+    task, chat = trip.lane.task, trip.chat
+    return not wants_json(chat) and max_tokens(task, chat) == task.output.max_tokens
 
 
 def wants_json(chat: Chat) -> bool:
@@ -74,12 +81,21 @@ def wants_json(chat: Chat) -> bool:
     return isinstance(wanted, dict) and wanted.get("type") in ("json_object", "json_schema")
 
 
-def check_end(trip: Trip, draft: Draft) -> None:
-    """Raises UpstreamError where a released draft turns out to break the output rules: it was too
-    long, say. The client has most of it, and must not take it for an answer."""
-    if trip.live is not None and (broken := check(trip.live.router.spec, draft.answer)) is not None:
-        trip.broken = True
-        raise UpstreamError(f"The student's answer breaks the output rules ({broken}).")
+def ends_well(trip: Trip) -> bool:
+    """False where a draft breaks the output rules behind the window that its router has seen: it
+    was too long, say."""
+    live, draft = trip.live, trip.draft
+    if live is None or draft is None or live.router.window is None:
+        return True
+    return check(live.router.spec, draft.answer) is None
+
+
+def check_end(trip: Trip) -> None:
+    """Raises UpstreamError where a released draft does not end well. The client has most of it,
+    and must not take it for an answer; its row counts it as one, and as a full loss."""
+    if not ends_well(trip):
+        trip.broken, trip.status = True, 200
+        raise UpstreamError("The student's answer breaks the output rules at its end.")
 
 
 class Watch:

@@ -138,12 +138,6 @@ class Trip:
         window = None if self.live is None else self.live.router.window
         return loss_of(spec, self.draft.answer, self.teacher_text, window)
 
-    @property
-    def unseen(self) -> bool:
-        """The teacher was done before the draft that it stands in for, so that nobody knows that
-        draft's loss. A certificate has to take it for a full one."""
-        return self.drafting is not None and self.draft is None and self.status < 400
-
     def exchange(self) -> Exchange:
         """The row for the retraining queue."""
         task, decision = self.lane.task, self.decision
@@ -197,7 +191,7 @@ class Trip:
             p_ood=decision.p_ood,
             sampled=self.sampled,
             propensity=None if self.live is None else self.propensity,
-            loss=1.0 if self.unseen else self.loss(),
+            loss=self.loss(),
             student_usd=student_usd,
             teacher_usd=paid_usd,
             cost_usd=add(student_usd, paid_usd),

@@ -10,7 +10,7 @@ from gateway.config import Task
 from retrain.evaluate import Share, mean_share
 from router.decision import Answer, Decision, Reason, Route
 from router.output import OutputSpec
-from router.prefix import cut, loss_of
+from router.prefix import loss_of
 from router.router import Judged, Labelled, Router, fit_router
 
 #: What the gateway has where the student fails: nothing to serve.
@@ -72,9 +72,7 @@ def decide_each(
                     route=Route.TEACHER, reason=Reason.STUDENT_ERROR, p_ood=decision.p_ood
                 )
             else:
-                # what is released at its window was judged by no more than that
-                seen = cut(answer, router.window)
-                decision = router.after(prompt, seen, decision.p_ood)
+                decision = router.after(prompt, answer, decision.p_ood)
         decisions.append(decision)
     return decisions
 

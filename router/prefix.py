@@ -6,9 +6,10 @@ over the head's limit, the student is stopped and the teacher asked. Everything 
 drafts and scores; no teacher answer is needed. Stopping only takes away what might have been
 served, so a certificate holds with it as it does without.
 
-The limits are conformal. Over all checkpoints together, a draft that would have been served is
-stopped with at most the chosen probability: a limit that j of n such drafts, each judged by a head
-that has not seen it, reach or exceed is exceeded by a further one with probability j / (n + 1).
+The limits are conformal: one that j of n drafts that would be served reach or exceed, each judged
+by a head that has not seen it, is exceeded by a further such draft with probability j / (n + 1).
+The checkpoints share what j / (n + 1) they may have together; how they share it is chosen on the
+same drafts, so the promise holds nearly and not exactly. It is one of speed, not of quality.
 
 **Windows.** A task that releases its answers after W tokens has to be judged by those tokens.
 ``cut`` gives that part of an answer, the same from a finished draft as from a running one.
@@ -32,8 +33,8 @@ CHECKPOINTS = (1, 4, 16, 64)
 #: A head needs this many drafts that will be served, and as many that will not.
 EACH_KIND = 30
 FOLDS = 5
-#: A head stops at least so many times the share of the hopeless drafts that it may stop of the
-#: others, or it is left out: it would see nothing.
+#: What lowers a limit stops at least so many times the share of the hopeless drafts that it may
+#: stop of the others, or it is not done: it would stop at random.
 WORTH = 5.0
 #: A draft that is likelier than not to be served is never stopped.
 LEAST = 0.5
@@ -161,38 +162,62 @@ def fit_prefix(
     # how many of the served drafts the limits may leave above them or on them, all in all
     tickets = int(share * (int(good.sum()) + 1))
     found = [dict(walk(kind, answer, fields)) for answer in answers]
-    heads: list[tuple[int, Doubles, float, Doubles]] = []
+    lengths = np.array([len(answer.tokens) for answer in answers])
+    heads: list[tuple[int, Doubles, float]] = []
+    seen_by, saved = np.zeros((0, n)), np.zeros((0, n))
     for k in CHECKPOINTS:
-        if before is not None and k >= before:
-            break
         rows = np.flatnonzero([k in seen for seen in found])
-        x = np.stack([inputs(found[row][k]) for row in rows]) if len(rows) else np.zeros((0, 7))
-        fitted = _fitted(x, ~good[rows], seed)
-        if fitted is not None and len(heads) < tickets:
+        if len(rows) == 0 or (before is not None and k >= before):
+            break
+        fitted = _fitted(np.stack([inputs(found[row][k]) for row in rows]), ~good[rows], seed)
+        if fitted is not None:
             weights, bias, unseen = fitted
             p = np.full(n, -np.inf)
             p[rows] = unseen
-            heads.append((k, weights, bias, p))
-    stopped = np.zeros(n, dtype=bool)
-    kept: list[tuple[int, Doubles, float, float]] = []
-    for place, (k, weights, bias, p) in enumerate(heads):
-        mine = tickets // len(heads) + (place < tickets % len(heads))
-        limit = max(LEAST, float(np.sort(p[good])[-mine]))
-        stops = p > limit
-        left = (p > -np.inf) & ~good & ~stopped
-        if (stops & left).sum() > WORTH * mine / (good.sum() + 1) * left.sum():
-            stopped |= stops
-            kept.append((k, weights, bias, limit))
+            heads.append((k, weights, bias))
+            seen_by = np.vstack([seen_by, p])
+            # stopping the last token saves little, but the teacher is asked a little sooner
+            saved = np.vstack([saved, np.maximum(lengths - k, 0) + 1.0])
+    limits = _limits(seen_by, saved, good, tickets)
+    kept = np.flatnonzero(np.isfinite(limits)).tolist()
     if not kept:
         return None
+    stopped = np.asarray((seen_by > limits[:, None]).any(axis=0), dtype=bool)
     return Prefix(
-        at=tuple(k for k, *_ in kept),
-        weights=np.stack([weights for _, weights, _, _ in kept]),
-        biases=np.array([bias for _, _, bias, _ in kept]),
-        limits=np.array([limit for *_, limit in kept]),
+        at=tuple(heads[head][0] for head in kept),
+        weights=np.stack([heads[head][1] for head in kept]),
+        biases=np.array([heads[head][2] for head in kept]),
+        limits=limits[kept],
         lost=float(stopped[good].mean()),
         caught=float(stopped[~good].mean()),
     )
+
+
+def _limits(p: Doubles, saved: Doubles, good: NDArray[np.bool_], tickets: int) -> Doubles:
+    """The heads' limits; infinity for one that stops nothing. ``p``: what each head says of each
+    draft, ``saved``: the tokens that its stopping saves. A ticket lowers one limit to the next
+    draft that would be served; each goes where it saves most."""
+    served = -np.sort(-p[:, good], axis=1)
+    hopeless = int((~good).sum())
+    taken = [0] * len(p)
+    limits = np.full(len(p), np.inf)
+    saves = np.zeros(p.shape[1])
+    while True:
+        best, step = 0.0, None
+        for head in range(len(p)):
+            for more in range(1, tickets - sum(taken) + 1):
+                limit = max(LEAST, float(served[head, taken[head] + more - 1]))
+                then = np.maximum(saves, np.where((p[head] > limit) & ~good, saved[head], 0.0))
+                stopped = int((then > 0.0).sum() - (saves > 0.0).sum())
+                if stopped <= WORTH * more * hopeless / (len(served[head]) + 1):
+                    continue
+                gain = float((then - saves).sum()) / more
+                if gain > best:
+                    best, step = gain, (head, more, limit, then)
+        if step is None:
+            return limits
+        head, more, limits[step[0]], saves = step
+        taken[head] += more
 
 
 def _fitted(

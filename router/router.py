@@ -92,7 +92,9 @@ class Router:
         return Decision(route=Route.STUDENT, reason=Reason.TRUSTED, p_ood=p_ood)
 
     def after(self, prompt: str, answer: Answer, p_ood: float | None = None) -> Decision:
-        """Whether the student's draft may be served. ``p_ood`` is passed through."""
+        """Whether the student's draft may be served, as far as the window sees it. ``p_ood`` is
+        passed through."""
+        answer = cut(answer, self.window)
         score = self.score(prompt, answer)
         if check(self.spec, answer) is not None:
             route, reason = Route.TEACHER, Reason.INVALID

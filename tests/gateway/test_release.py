@@ -148,7 +148,7 @@ def test_an_unsure_window_is_the_teachers_at_once_and_its_draft_a_label(
     assert gateway.ledger()[0].loss == 0.0
 
 
-def test_a_draft_the_teacher_overtakes_counts_as_a_full_loss(
+def test_a_draft_the_teacher_overtakes_has_a_score_and_no_loss(
     serving: Start, student: FakeOpenAI, teacher: FakeOpenAI, text_router: Router
 ) -> None:
     gateway = serving(router=text_router, **BY_WINDOW)
@@ -162,7 +162,7 @@ def test_a_draft_the_teacher_overtakes_counts_as_a_full_loss(
     kept, (line,) = gateway.exchange(), gateway.ledger()
     assert (kept.student_text, kept.loss) == (None, None)
     assert line.score == kept.score == pytest.approx(np.exp(UNSURE))
-    assert line.loss == 1.0
+    assert line.loss is None
 
 
 def test_a_draft_that_may_stand_in_is_awaited(
@@ -231,6 +231,16 @@ def test_json_on_demand_is_never_released_before_it_is_whole(
     assert content(data) == '{"a": 1}'
 
 
+def test_an_answer_the_client_itself_cuts_short_is_held_whole(
+    serving: Start, student: FakeOpenAI, teacher: FakeOpenAI, text_router: Router
+) -> None:
+    gateway = serving(router=text_router, **BY_WINDOW)
+    student.reply = draft([SURE], finish_reason="length")
+    headers, data = send(gateway, STREAM | {"max_tokens": 6})
+    assert headers["x-retort-reason"] == "invalid"
+    assert content(data) == "parcel"
+
+
 def test_a_bundle_without_a_window_is_held_whole(
     serving: Start, student: FakeOpenAI, text_router: Router
 ) -> None:
@@ -291,12 +301,12 @@ def test_a_released_answer_that_breaks_the_rules_at_its_end_has_no_clean_end(
     gateway = serving(router=text_router, **BY_WINDOW)
     student.reply = draft([SURE], finish_reason="length")
     _, data = send(gateway)
-    assert "truncated" in chunks(data)[-1]["error"]["message"]
+    assert "output rules" in chunks(data)[-1]["error"]["message"]
     assert b"[DONE]" not in data
     assert b'"finish_reason":"length"' not in data
     (row,) = gateway.ledger()
     # it was served, and counts against the promise as a full loss
-    assert (row.route, row.reason, row.status, row.loss) == ("student", "trusted", 502, 1.0)
+    assert (row.route, row.reason, row.status, row.loss) == ("student", "trusted", 200, 1.0)
     # held whole, it is the teacher's turn
     headers, _ = send(gateway, BODY)
     assert headers["x-retort-reason"] == "invalid"

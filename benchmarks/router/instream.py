@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from fake_openai import FakeOpenAI, Reply
 from running_gateway import RunningGateway, wait_until
-from small_bundle import make_router, save_parts
+from small_bundle import HEADS, SURE, UNSURE, make_router, save_parts
 from triage import MESSAGES, configuration, live_bundle
 
 from benchmarks.router.data import Data, find
@@ -286,19 +286,12 @@ def time_lines(quick: bool) -> list[Line]:
         spec=OutputSpec(kind="text", max_tokens=LENGTH + 1),
         confidence=default("text"),
     )
-    # unsure as the student is here, P(not served) is 0.94 after one such token; 0.002 after a sure
-    heads = Prefix(
-        at=(1, 4),
-        weights=np.array([[0.0, -2.0, 0.0, 0.0, 0.0, 0.0, 0.0]] * 2),
-        biases=np.array([3.0, 3.0]),
-        limits=np.array([0.5, 0.5]),
-    )
     modes: list[tuple[str, Router | None, dict[str, Any]]] = [
         ("teacher alone", None, {}),
         ("draft held whole", text, {}),
-        ("held whole, hopeless stopped early", replace(text, prefix=heads), {}),
+        ("held whole, hopeless stopped early", replace(text, prefix=HEADS), {}),
         ("window of 8", replace(text, window=8), _window(8)),
-        ("window of 8, hopeless stopped early", replace(text, window=8, prefix=heads), _window(8)),
+        ("window of 8, hopeless stopped early", replace(text, window=8, prefix=HEADS), _window(8)),
     ]
     measured = {who: _waits(router, task, n) for who, router, task in modes}
     alone, whole = measured["teacher alone"]
@@ -332,7 +325,7 @@ def _waits(router: Router | None, task: dict[str, Any], n: int) -> tuple[list[fl
 
     def student(body: dict[str, Any]) -> Reply:
         unsure = body["messages"][-1]["content"].endswith("unsure")
-        logprob = -2.5 if unsure else -0.01
+        logprob = UNSURE if unsure else SURE
         tokens = [Token(text=f"s{k} ", logprob=logprob, top=(logprob, -5.0)) for k in range(LENGTH)]
         return Reply(
             text="".join(token.text for token in tokens),

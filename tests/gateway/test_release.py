@@ -12,14 +12,13 @@ import openai
 import pytest
 from fake_openai import FakeOpenAI, Reply
 from running_gateway import RunningGateway, wait_until
-from small_bundle import SURE, UNSURE
+from small_bundle import HEADS, SURE, UNSURE
 from triage import BODY, Start, configuration
 
 from gateway.config import Config
 from router.confidence import default
 from router.decision import Token
 from router.output import OutputSpec
-from router.prefix import Prefix
 from router.router import Router
 from router.threshold import REJECTED
 
@@ -31,13 +30,6 @@ TEXT = {"output": {"kind": "text", "max_tokens": 16}}
 BY_WINDOW = TEXT | {"release": {"mode": "window", "window": WINDOW}}
 STREAM: dict[str, Any] = BODY | {"stream": True}
 WORDS = ["your ", "parcel ", "is ", "on ", "its ", "way"]
-#: unsure as it is, P(not served) is 0.94 after one such token; 0.002 after a sure one
-HEADS = Prefix(
-    at=(1, 4),
-    weights=np.array([[0.0, -2.0, 0.0, 0.0, 0.0, 0.0, 0.0]] * 2),
-    biases=np.array([3.0, 3.0]),
-    limits=np.array([0.5, 0.5]),
-)
 
 
 @pytest.fixture(scope="module")

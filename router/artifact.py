@@ -25,7 +25,7 @@ from router.ood import Ood
 from router.output import OutputSpec
 from router.prefix import Prefix
 from router.report import Ranking, Report
-from router.router import Router
+from router.router import Router, Start
 from router.threshold import NEVER, Certificate
 
 #: Raised whenever old folders stop meaning the same: also when n-gram hashing or signals change.
@@ -61,6 +61,7 @@ def save(router: Router, folder: Path) -> None:
         "confidence": {"bias": router.confidence.bias},
         "release": {"window": router.window, "prefix": _prefix_numbers(router.prefix)},
         "threshold": router.threshold,
+        "start": {"share": router.start.share},
         "certificate": None if router.certificate is None else asdict(router.certificate),
         "report": asdict(router.report),
     }
@@ -134,6 +135,8 @@ def _arrays(router: Router) -> dict[str, NDArray[Any]]:
         "head_weights": head.weights,
         "head_means": head.means,
         "head_scales": head.scales,
+        "start_scores": router.start.scores,
+        "start_losses": router.start.losses,
         "prefix_weights": nothing if prefix is None else prefix.weights,
         "prefix_biases": nothing if prefix is None else prefix.biases,
         "prefix_limits": nothing if prefix is None else prefix.limits,
@@ -197,6 +200,11 @@ def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
         window=manifest["release"]["window"],
         prefix=_prefix(manifest["release"]["prefix"], arrays),
         threshold=threshold,
+        start=Start(
+            scores=arrays["start_scores"],
+            losses=arrays["start_losses"],
+            share=float(manifest["start"]["share"]),
+        ),
         certificate=None if certificate is None else Certificate(**certificate),
         report=Report(
             **{

@@ -10,7 +10,7 @@ from sqlmodel import SQLModel
 
 from gateway.errors import StoreError
 from gateway.storage.line import Row
-from gateway.storage.tables import Exchange, ExchangeEvent
+from gateway.storage.tables import Exchange, ExchangeEvent, utcnow
 
 Outcome = Literal["stored", "duplicate"]
 Values = dict[str, Any]
@@ -124,6 +124,8 @@ def _values(row: Row) -> Values:
     values = {column.name: storable(getattr(row, column.name)) for column in table.columns}
     if values.get("id", "") is None:
         del values["id"]  # the database counts these
+    if values.get("written_at", "") is None:
+        values["written_at"] = utcnow()
     return values
 
 

@@ -15,7 +15,10 @@ from running_gateway import RunningGateway, wait_until
 from small_bundle import HEADS, SURE, UNSURE
 from triage import BODY, Start, configuration
 
+from gateway.certificates.outcomes import Row, Window, outcome
 from gateway.config import Config
+from gateway.storage.tables import utcnow
+from router.certificate import Outcome
 from router.confidence import default
 from router.decision import Token
 from router.output import OutputSpec
@@ -329,6 +332,29 @@ def test_a_released_answer_is_audited(
     wait_until(lambda: len(gateway.exchanges()) == 1)
     row = gateway.exchange()
     assert (row.route, row.student_text, row.loss) == ("student", "".join(WORDS), 0.0)
+
+
+@pytest.mark.parametrize(("sampled", "loss"), [(True, 1.0), (False, None)])
+def test_the_certificate_counts_a_release_that_broke_without_an_audit(
+    sampled: bool, loss: float | None
+) -> None:
+    row = Row(
+        id=f"req-{0:012x}-1",
+        at=utcnow(),
+        reason="trusted",
+        status=200,
+        score=0.9,
+        p_ood=None,
+        sampled=sampled,
+        propensity=0.25,
+        least=0.25,
+        guess=None,
+        loss=1.0,
+        written_at=None,
+    )
+    counted = outcome(row, None, Window(settle_s=1, audit_wait_s=60), now=0)
+    assert isinstance(counted, Outcome)
+    assert (counted.score, counted.propensity, counted.loss) == (0.9, 0.25, loss)
 
 
 # -- early cancel

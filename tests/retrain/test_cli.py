@@ -21,6 +21,8 @@ COMMANDS = [
     "promote",
     "rollback",
     "nightly",
+    "label",
+    "review",
     "savings",
     "bundles",
     "queue",

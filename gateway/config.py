@@ -283,6 +283,23 @@ class Contract(Section):
     the task do, ever, which certifies less and less, and by the live certificate alone."""
 
 
+class Release(Section):
+    """When a streamed answer of the student is let go."""
+
+    mode: Literal["whole", "window"] = "whole"
+    """whole: when all of it is there and was judged. window (only for kind text): after its first
+    tokens, by their score alone; the rest flows as it is made. Takes effect with the next bundle,
+    for one certificate speaks of one score."""
+    window: int | None = Field(default=None, gt=0)
+    """How many tokens those are."""
+
+    @model_validator(mode="after")
+    def _both(self) -> "Release":
+        if (self.mode == "window") != (self.window is not None):
+            raise ValueError("mode: window and window: TOKENS go together")
+        return self
+
+
 class CheckSection(Section):
     """What every check has."""
 
@@ -512,6 +529,13 @@ class Task(Section):
     """What an answer looks like."""
     contract: Contract = Contract()
     """What is promised."""
+    release: Release = Release()
+    """When a streamed answer is let go."""
+    early_cancel: bool = True
+    """Stop a streamed draft whose first tokens say that it will not be served, and ask the teacher
+    at once. Not where on_teacher_down is degraded: there the draft may still be needed."""
+    early_cancel_share: Share = 0.01
+    """Of the drafts that would be served, at most this share may be stopped by mistake."""
     audit: AuditSection = AuditSection()
     """How the student's answers are checked by the teacher, off the path."""
     ood_epsilon: Share = 0.01
@@ -531,6 +555,22 @@ class Task(Section):
     """What a draft must pass before it is served, in this order."""
     cache: CacheSection = CacheSection()
     """Whether exact repeats are answered from memory."""
+
+    @property
+    def cancels_early(self) -> bool:
+        return self.early_cancel and self.on_teacher_down != "degraded"
+
+    @model_validator(mode="after")
+    def _window_suits(self) -> "Task":
+        if self.release.window is None:
+            return self
+        if self.output.kind != "text":
+            raise ValueError("release.mode: window is only for output.kind: text")
+        if self.checks:
+            raise ValueError("release.mode: window lets go what checks have not seen; take one")
+        if self.release.window >= self.output.max_tokens:
+            raise ValueError("release.window must be under output.max_tokens")
+        return self
 
     @model_validator(mode="after")
     def _cache_keeps_text(self) -> "Task":

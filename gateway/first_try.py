@@ -3,10 +3,11 @@
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
+import aiohttp
 import orjson
 
 from gateway.draft import Draft, max_tokens, read_draft_stream, read_draft_whole, student_body
@@ -19,6 +20,8 @@ from gateway.upstreams.pool import affinity_key
 from router.decision import Decision, Reason, Route
 
 logger = logging.getLogger(__name__)
+
+Read = Callable[[aiohttp.ClientResponse], Awaitable[Draft | None]]
 
 #: hardly any text has fewer tokens than this; English has one for about four bytes
 BYTES_PER_TOKEN = 6
@@ -69,17 +72,25 @@ def guarded(decide: Callable[[], Decision], trip: Trip) -> Decision:
         return Decision(route=Route.TEACHER, reason=Reason.STUDENT_ERROR)
 
 
-async def ask_student(parts: Parts, trip: Trip, *, stream: bool) -> Draft | None:
-    """Its whole draft; None where it could not answer, and the trip then knows why."""
+async def ask_student(
+    parts: Parts, trip: Trip, *, stream: bool, read: Read | None = None
+) -> Draft | None:
+    """Its whole draft; None where it could not answer or was stopped, and the trip then knows
+    why. ``read`` watches over a stream. Raises GatewayError where the student fails after some of
+    its draft was released."""
     live = trip.live
     if live is None:
         return None
-    body = student_body(trip.lane.task, live.bundle.adapter, trip.chat, stream=stream)
+    body = student_body(
+        trip.lane.task, live.bundle.adapter, trip.chat, stream=stream, watched=read is not None
+    )
     key = affinity_key(parts.config.student.affinity, trip.chat.body, body["messages"])
-    read = read_draft_stream if stream else read_draft_whole
+    how: Read = read or (read_draft_stream if stream else read_draft_whole)
     started = time.perf_counter()
     try:
-        return await parts.student.ask(live.bundle.adapter, orjson.dumps(body), read, key)
+        return await parts.student.ask(
+            live.bundle.adapter, orjson.dumps(body), how, key, lambda: not trip.released
+        )
     except GatewayError as error:
         if too_long(error):
             trip.student_failed = Reason.UNSUPPORTED
@@ -87,6 +98,9 @@ async def ask_student(parts: Parts, trip: Trip, *, stream: bool) -> Draft | None
             "student failed",
             extra={"request_id": trip.incoming.id, "status": error.status, "error": str(error)},
         )
+        if trip.released:
+            trip.decision = replace(trip.decision, reason=Reason.STUDENT_ERROR)
+            raise
         return None
     finally:
         trip.student_s = time.perf_counter() - started

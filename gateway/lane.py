@@ -20,6 +20,7 @@ from router.confidence import Confidence
 from router.decision import Answer, Decision
 from router.ood import Ood
 from router.output import OutputSpec
+from router.prefix import Prefix
 from router.router import Start
 from router.threshold import NEVER, Certificate
 
@@ -36,6 +37,10 @@ class Judge(Protocol):
     def threshold(self) -> float: ...
     @property
     def spec(self) -> OutputSpec: ...
+    @property
+    def window(self) -> int | None: ...
+    @property
+    def prefix(self) -> Prefix | None: ...
     @property
     def confidence(self) -> Confidence: ...
     @property
@@ -159,4 +164,6 @@ class LaneMetrics:
         self.exchanges = counters(metrics.exchanges_total)
         self.checks_failed = counters(metrics.checks_failed_total)
         self.redacted = counters(metrics.redacted_total)
+        self.early_cancels = counters(metrics.early_cancels_total)
+        self.wasted = counters(metrics.wasted_tokens_total)
         self.cache = counters(metrics.cache_requests_total)

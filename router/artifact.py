@@ -23,6 +23,7 @@ from router.embedding import Embedding
 from router.errors import BadArtifact, VersionMismatch
 from router.ood import Ood
 from router.output import OutputSpec
+from router.prefix import Prefix
 from router.report import Ranking, Report
 from router.router import Router, Start
 from router.threshold import NEVER, Certificate
@@ -58,6 +59,7 @@ def save(router: Router, folder: Path) -> None:
             "uses": router.ood.uses,
         },
         "confidence": {"bias": router.confidence.bias},
+        "release": {"window": router.window, "prefix": _prefix_numbers(router.prefix)},
         "threshold": router.threshold,
         "start": {"share": router.start.share},
         "certificate": None if router.certificate is None else asdict(router.certificate),
@@ -119,7 +121,8 @@ def _read_arrays(path: Path, wanted: str) -> Mapping[str, NDArray[Any]]:
 
 
 def _arrays(router: Router) -> dict[str, NDArray[Any]]:
-    ood, head = router.ood, router.confidence
+    ood, head, prefix = router.ood, router.confidence, router.prefix
+    nothing = np.zeros(0)
     return {
         "keys": ood.embedding.keys,
         "idf": ood.embedding.idf,
@@ -134,7 +137,29 @@ def _arrays(router: Router) -> dict[str, NDArray[Any]]:
         "head_scales": head.scales,
         "start_scores": router.start.scores,
         "start_losses": router.start.losses,
+        "prefix_weights": nothing if prefix is None else prefix.weights,
+        "prefix_biases": nothing if prefix is None else prefix.biases,
+        "prefix_limits": nothing if prefix is None else prefix.limits,
     }
+
+
+def _prefix_numbers(prefix: Prefix | None) -> dict[str, Any] | None:
+    if prefix is None:
+        return None
+    return {"at": prefix.at, "lost": prefix.lost, "caught": prefix.caught}
+
+
+def _prefix(numbers: Mapping[str, Any] | None, arrays: Mapping[str, NDArray[Any]]) -> Prefix | None:
+    if numbers is None:
+        return None
+    return Prefix(
+        at=tuple(numbers["at"]),
+        weights=arrays["prefix_weights"],
+        biases=arrays["prefix_biases"],
+        limits=arrays["prefix_limits"],
+        lost=float(numbers["lost"]),
+        caught=float(numbers["caught"]),
+    )
 
 
 def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Router:
@@ -172,6 +197,8 @@ def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
             scales=arrays["head_scales"],
             bias=float(manifest["confidence"]["bias"]),
         ),
+        window=manifest["release"]["window"],
+        prefix=_prefix(manifest["release"]["prefix"], arrays),
         threshold=threshold,
         start=Start(
             scores=arrays["start_scores"],

@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from router.confidence import Confidence, default, fit_confidence, plain
 from router.decision import Answer, Decision, Reason, Route
 from router.ood import Ood, fit_ood
-from router.output import OutputSpec, check, disagreement, label_of, learn
+from router.output import OutputSpec, check, label_of, learn
+from router.prefix import Prefix, cut, fit_prefix, loss_of
 from router.report import Ranking, Report, rank
 from router.signals import Signals, signals
 from router.threshold import (
+    GRID,
     NEVER,
     REJECTED,
     Certificate,
@@ -77,7 +79,10 @@ class Start:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Router:
     """A fitted router. ``threshold`` is NEVER where there is no certificate. Prompts are what the
-    student is told to answer (the user's text, without system prompt), as in training."""
+    student is told to answer (the user's text, without system prompt), as in training.
+
+    ``window``: the score is that of a draft's first tokens, so many of them; None: of all of it.
+    ``prefix``: the heads that stop a hopeless draft while it is made."""
 
     spec: OutputSpec
     ood: Ood
@@ -87,6 +92,8 @@ class Router:
     certificate: Certificate | None = None
     report: Report = field(default_factory=Report)
     start: Start = field(default_factory=Start)
+    window: int | None = None
+    prefix: Prefix | None = None
 
     def before(self, prompt: str, threshold: float | None = None) -> Decision:
         """Whether to ask the student at all: route STUDENT means "go on". ``p_ood`` is always
@@ -106,8 +113,9 @@ class Router:
         p_ood: float | None = None,
         threshold: float | None = None,
     ) -> Decision:
-        """Whether the student's draft may be served. ``p_ood`` is passed through; ``threshold`` as
-        in ``before``."""
+        """Whether the student's draft may be served, as far as the window sees it. ``p_ood`` is
+        passed through; ``threshold`` as in ``before``."""
+        answer = cut(answer, self.window)
         score = self.score(prompt, answer)
         if check(self.spec, answer) is not None:
             route, reason = Route.TEACHER, Reason.INVALID
@@ -119,6 +127,7 @@ class Router:
 
     def score(self, prompt: str, answer: Answer) -> float:
         """The trust in a draft, in [0, 1]. Says nothing about the output rules."""
+        answer = cut(answer, self.window)
         signal = signals(self.spec.kind, answer, tuple(self.spec.fields))
         views = self.ood.views(prompt) if self.confidence.learned else np.zeros(0)
         return self.confidence.score(signal, views)
@@ -132,9 +141,13 @@ def fit_router(
     max_disagreement: float,
     confidence: float,
     ood_epsilon: float,
+    window: int | None = None,
+    early_share: float = 0.0,
     seed: int = 17,
 ) -> Router:
     """The router of a student, from its training rows and from held-out traffic it answered.
+    ``window``: its answers are released after so many tokens. ``early_share``: of the drafts it
+    would serve, heads may stop this share; 0: there are none.
 
     ``calibration`` must be requests of the task as they come in, none of them trained on. Too few
     or too bad ones give a router without certificate, which sends everything to the teacher.
@@ -145,7 +158,13 @@ def fit_router(
         [row.prompt for row in calibration],
         seed=seed,
     )
-    router = Router(spec=spec, ood=ood, ood_epsilon=ood_epsilon, confidence=default(spec.kind))
+    router = Router(
+        spec=spec,
+        ood=ood,
+        ood_epsilon=ood_epsilon,
+        confidence=default(spec.kind),
+        window=window,
+    )
     if not calibration:
         delta, _ = shares(1.0 - confidence)
         return replace(router, report=_report(router, _Rows(), max_disagreement, delta))
@@ -163,6 +182,18 @@ def fit_router(
             threshold=certificate.threshold,
             certificate=_with_gate(certificate, router, certified, delta),
         )
+    if early_share > 0.0:
+        scores = rows.scores(chosen)
+        prefix = fit_prefix(
+            spec.kind,
+            [row.student for row in calibration],
+            (scores >= _hopeful(scores, rows.losses, max_disagreement)).tolist(),
+            fields=tuple(spec.fields),
+            before=window,
+            share=early_share,
+            seed=seed,
+        )
+        router = replace(router, prefix=prefix)
     return replace(router, report=_report(router, certified, max_disagreement, delta))
 
 
@@ -179,17 +210,18 @@ class _Rows:
 
     @classmethod
     def of(cls, router: Router, calibration: Sequence[Judged]) -> "_Rows":
-        spec, ood = router.spec, router.ood
+        spec, ood, window = router.spec, router.ood, router.window
         fields = tuple(spec.fields)
+        seen = [cut(row.student, window) for row in calibration]
         views = [ood.views(row.prompt) for row in calibration]
         return cls(
             prompts=[row.prompt for row in calibration],
-            signals=[signals(spec.kind, row.student, fields) for row in calibration],
+            signals=[signals(spec.kind, answer, fields) for answer in seen],
             views=views,
             losses=np.array(
-                [disagreement(spec, row.student.text, row.teacher) for row in calibration]
+                [loss_of(spec, row.student, row.teacher, window) for row in calibration]
             ),
-            valid=np.array([check(spec, row.student) is None for row in calibration]),
+            valid=np.array([check(spec, answer) is None for answer in seen]),
             passed=np.array([ood.place(view) > router.ood_epsilon for view in views]),
         )
 
@@ -236,6 +268,15 @@ def _certify(
     if theirs is None or (ours is not None and theirs.coverage <= ours.coverage):
         return base, ours, rows
     return head, theirs, unseen
+
+
+def _hopeful(scores: Doubles, losses: Doubles, alpha: float) -> float:
+    """The laxest threshold whose *observed* loss keeps the contract. It promises nothing, but no
+    certificate of the same score will ever go much beyond it: what scores less is not going to be
+    served, however much evidence comes in. So what is stopped early does not depend on the
+    threshold of the day, which a certificate could not bear."""
+    kept = [t for t in GRID if float((losses * (scores >= t)).mean()) <= alpha]
+    return min(kept, default=NEVER)
 
 
 def _bucket(prompt: str) -> int:

@@ -26,6 +26,8 @@ class BrokenRouter:
     certificate: Certificate | None = None
     threshold = 0.5
     spec = OutputSpec()
+    window = None
+    prefix = None
 
     start = Start()
 

@@ -8,21 +8,23 @@ matrix.
 import hashlib
 import io
 import json
-import zipfile
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from router.arrays import unpack
 from router.confidence import Confidence
 from router.embedding import Embedding
 from router.errors import BadArtifact, VersionMismatch
-from router.ood import Ood
-from router.output import OutputSpec
+from router.ood import VIEWS, Ood
+from router.output import Kind, OutputSpec
 from router.report import Ranking, Report
 from router.router import Router
 from router.threshold import NEVER, Certificate
@@ -31,6 +33,22 @@ from router.threshold import NEVER, Certificate
 FORMAT = 1
 MANIFEST = "manifest.json"
 ARRAYS = "arrays.npz"
+#: A file longer than this is none of ours.
+LARGEST = 1 << 30
+#: The dimensions of arrays: the same letter is the same number. Their floats must be finite.
+SHAPES = {
+    "keys": "k",
+    "idf": "k",
+    "axes": "kd",
+    "rows": "np",
+    "weights": "pc",
+    "biases": "c",
+    "centroids": "cp",
+    "reference": "hv",
+    "head_weights": "i",
+    "head_means": "i",
+    "head_scales": "i",
+}
 
 
 def save(router: Router, folder: Path) -> None:
@@ -77,15 +95,69 @@ def load(folder: Path) -> Router:
         raise BadArtifact(f"{folder / MANIFEST}: does not list {ARRAYS}") from None
     arrays = _read_arrays(folder / ARRAYS, wanted)
     try:
-        return _router(manifest, arrays)
-    except (KeyError, TypeError, ValueError) as error:
+        _check_shapes(arrays)
+        router = _router(manifest, arrays)
+        _check_numbers(router)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadArtifact(f"{folder / MANIFEST}: not a router ({error!r})") from None
+    if more := sorted(arrays.keys() - _arrays(router).keys()):
+        raise BadArtifact(f"{folder / ARRAYS}: {', '.join(more)}: no part of a router")
+    return router
+
+
+def _check_shapes(arrays: Mapping[str, NDArray[Any]]) -> None:
+    sizes: dict[str, tuple[str, int]] = {}
+    for name, letters in SHAPES.items():
+        array = arrays[name]
+        if array.ndim != len(letters):
+            raise ValueError(f"{name} has {array.ndim} dimensions")
+        if not np.issubdtype(array.dtype, np.uint32 if name == "keys" else np.floating):
+            raise ValueError(f"{name} is of {array.dtype}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds what is no number")
+        for letter, size in zip(letters, array.shape, strict=True):
+            other, known = sizes.setdefault(letter, (name, size))
+            if size != known:
+                raise ValueError(f"{name} does not fit {other}: {size} and {known}")
+    if not (np.diff(arrays["keys"].astype(np.int64)) > 0).all():
+        raise ValueError("keys do not ascend")
+
+
+def _check_numbers(router: Router) -> None:
+    """What a decision hangs on: with a threshold of NaN every draft would pass."""
+    found = router.certificate
+    numbers = {
+        "threshold": (router.threshold, 0.0, NEVER),
+        "epsilon": (router.ood_epsilon, 0.0, 1.0),
+        "bias": (router.confidence.bias, -1e9, 1e9),
+    }
+    if found is not None:
+        numbers |= {
+            "max_disagreement": (found.max_disagreement, 0.0, 1.0),
+            "confidence": (found.confidence, 0.0, 1.0),
+            "upper_bound": (found.upper_bound, 0.0, found.max_disagreement),
+            "coverage": (found.coverage, 0.0, 1.0),
+        }
+        if found.threshold != router.threshold:
+            raise ValueError("a certificate of another threshold")
+    for name, (number, low, high) in numbers.items():
+        if not low <= number <= high:
+            raise ValueError(f"{name} {number}")
+    ood = router.ood
+    if router.spec.kind not in get_args(Kind):
+        raise ValueError(f"kind {router.spec.kind!r}")
+    if not set(ood.uses) <= set(VIEWS if len(ood.centroids) else VIEWS[-1:]):
+        raise ValueError(f"views {ood.uses}")
+    if len(ood.reference) and ood.reference.shape[1] != len(ood.uses):
+        raise ValueError("reference has other views")
+    if ood.rows.shape[1] != ood.embedding.axes.shape[1]:
+        raise ValueError("rows do not fit axes")
 
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(_read(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadArtifact(f"{path}: not valid JSON") from None
     if not isinstance(manifest, dict):
         raise BadArtifact(f"{path}: not a JSON object")
@@ -100,8 +172,15 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> bytes:
+    """A plain file's content. Links are not followed: what they lead to is not this folder's, and
+    could be changed without a trace. Nor does a pipe make the caller wait."""
     try:
-        return path.read_bytes()
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb") as file:
+            about = os.fstat(handle)
+            if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST:
+                raise BadArtifact(f"{path}: cannot be read (no file of a router)")
+            return file.read(about.st_size)
     except OSError as error:
         raise BadArtifact(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -111,9 +190,8 @@ def _read_arrays(path: Path, wanted: str) -> Mapping[str, NDArray[Any]]:
     if hashlib.sha256(content).hexdigest() != wanted:
         raise BadArtifact(f"{path}: checksum differs from the manifest's")
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        return unpack(content)
+    except ValueError as error:
         raise BadArtifact(f"{path}: not readable as arrays ({error})") from None
 
 

@@ -110,7 +110,9 @@ def run(name: str, quick: bool, limit_s: float) -> dict[str, Any]:
 def one(name: str, quick: bool, out: Path) -> int:
     """In the section's own process: measure, and leave the lines in ``out``."""
     sys.path[:0] = [str(HERE), str(ROOT)]
-    lines = importlib.import_module(name).measure(importlib.import_module("data").find(), quick)
+    from benchmarks.router.data import find
+
+    lines = importlib.import_module(f"benchmarks.router.{name}").measure(find(), quick)
     rows = [{**asdict(line), "met": line.met} for line in lines]
     for row in rows:
         for key in ("value", "low", "high"):
@@ -124,8 +126,10 @@ def one(name: str, quick: bool, out: Path) -> int:
 
 def about(quick: bool) -> dict[str, Any]:
     """What the numbers depend on. No host name, no path, no user."""
-    sys.path.insert(0, str(HERE))
-    folder = importlib.import_module("data").find().folder
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.router.data import find
+
+    folder = find().folder
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "quick": quick,

@@ -12,16 +12,21 @@ given as a multiple of a yardstick, ``orjson.loads`` of a chat request of 4 KB, 
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import orjson
-from data import Data, find
 from numpy.typing import NDArray
-from table import Line, percentiles
 
+if __name__ == "__main__":  # so that it runs alone
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.router.data import Data, find
+from benchmarks.router.table import Line, percentiles
 from router.decision import Answer, Token
 from router.output import Kind, OutputSpec
 from router.router import Judged, Labelled, Router, fit_router

@@ -380,7 +380,7 @@ def main() -> int:
             for side in ("top", "right"):
                 figure.axes[0].spines[side].set_visible(False)
         # Without the library's version in it, the same picture is the same bytes.
-        figure.savefig(options.into / f"router-{name}.png", dpi=110, metadata={"Software": None})
+        figure.savefig(options.into / f"router-{name}.png", dpi=90, metadata={"Software": None})
     if failed:
         print(f"not drawn: {', '.join(failed)}")
     return 1 if failed else 0

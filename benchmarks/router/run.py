@@ -73,7 +73,7 @@ def main() -> int:
         if drawn.returncode:
             print("the plots were not drawn")
     if options.docs:
-        into_docs(page)
+        into_docs(markdown(result, brief=True))
     return 1 if any(part["error"] for part in runs) else 0
 
 
@@ -157,9 +157,10 @@ def screen(result: dict[str, Any]) -> str:
     return "\n".join([*out, "", *_failures(result), _score(result)])
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(result: dict[str, Any], *, brief: bool = False) -> str:
+    """The table; ``brief``: only what has a bar, and who else was measured by the same."""
     out = [_head(result)]
-    for name, part in groupby(_cells(result), key=lambda pair: pair[0]):
+    for name, part in groupby(_cells(result, brief), key=lambda pair: pair[0]):
         out += ["", f"**{name}**", "", "| " + " | ".join(COLUMNS) + " |", "| --- " * 5 + "|"]
         out += ["| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |" for _, cells in part]
     return "\n".join([*out, "", *_failures(result), _score(result), ""])
@@ -174,9 +175,12 @@ def into_docs(page: str) -> None:
     path.write_text(f"{head}{BEGIN}\n\n{page}\n{END}{tail}", encoding="utf-8")
 
 
-def _cells(result: dict[str, Any]) -> Iterable[tuple[str, tuple[str, ...]]]:
+def _cells(result: dict[str, Any], brief: bool = False) -> Iterable[tuple[str, tuple[str, ...]]]:
     for part in result["sections"]:
+        barred = {line["what"] for line in part["lines"] if line["bar"] is not None}
         for line in part["lines"]:
+            if brief and line["what"] not in barred:
+                continue
             value = "none" if line["value"] is None else _number(line["value"])
             if line["low"] is not None and line["high"] is not None:
                 value += f" [{_number(line['low'])}, {_number(line['high'])}]"

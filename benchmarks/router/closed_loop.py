@@ -15,13 +15,14 @@ is an escalated request or an audited one. The loops:
 * **whole stream**: the same evidence, but the promise is that at most α of *all requests so far*
   are served in disagreement. A bundle may use what earlier ones left over; each is charged the
   upper bound of its certificate. δ is each bundle's, as ``contract.spend: bundle`` has it.
-* **oracle**: sees every answer and serves all it can within α of each block. No certificate can do
-  better with the same student, so its teacher share is the least that is possible.
+* **oracle**: sees every answer, and serves all it can within α of each block: what perfect
+  evidence, for nothing, would make of the same student.
 
-Two things the certified loops take for granted: that traffic is one stream (it is shuffled), and that
-the rows held back say little about *which* rows later students learn from. They do say something,
-through the thresholds; ``promises broken`` shows whether it matters. No loop but the oracle reads an answer that it did not pay for; the others only judge it at the
-end. The student's settings were chosen on CLINC150 with a made-up teacher, not on this stream.
+Two things the certified loops take for granted: that traffic is one stream (it is shuffled), and
+that the rows held back say little about *which* rows later students learn from. They do say
+something, through the thresholds; ``promises broken`` shows whether it matters. No loop but the
+oracle reads an answer that it did not pay for; the others only judge it at the end. The student's
+settings were chosen on CLINC150 with a made-up teacher, not on this stream.
 """
 
 import argparse

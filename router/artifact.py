@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,9 @@ from router.arrays import unpack
 from router.confidence import Confidence
 from router.embedding import Embedding
 from router.errors import BadArtifact, VersionMismatch
-from router.ood import VIEWS, Ood
-from router.output import Kind, OutputSpec
+from router.ood import Ood
+from router.output import OutputSpec
+from router.plausible import check_arrays, check_router
 from router.report import Ranking, Report
 from router.router import Router
 from router.threshold import NEVER, Certificate
@@ -35,20 +36,6 @@ MANIFEST = "manifest.json"
 ARRAYS = "arrays.npz"
 #: A file longer than this is none of ours.
 LARGEST = 1 << 30
-#: The dimensions of arrays: the same letter is the same number. Their floats must be finite.
-SHAPES = {
-    "keys": "k",
-    "idf": "k",
-    "axes": "kd",
-    "rows": "np",
-    "weights": "pc",
-    "biases": "c",
-    "centroids": "cp",
-    "reference": "hv",
-    "head_weights": "i",
-    "head_means": "i",
-    "head_scales": "i",
-}
 
 
 def save(router: Router, folder: Path) -> None:
@@ -95,63 +82,14 @@ def load(folder: Path) -> Router:
         raise BadArtifact(f"{folder / MANIFEST}: does not list {ARRAYS}") from None
     arrays = _read_arrays(folder / ARRAYS, wanted)
     try:
-        _check_shapes(arrays)
+        check_arrays(arrays)
         router = _router(manifest, arrays)
-        _check_numbers(router)
+        check_router(router)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadArtifact(f"{folder / MANIFEST}: not a router ({error!r})") from None
     if more := sorted(arrays.keys() - _arrays(router).keys()):
         raise BadArtifact(f"{folder / ARRAYS}: {', '.join(more)}: no part of a router")
     return router
-
-
-def _check_shapes(arrays: Mapping[str, NDArray[Any]]) -> None:
-    sizes: dict[str, tuple[str, int]] = {}
-    for name, letters in SHAPES.items():
-        array = arrays[name]
-        if array.ndim != len(letters):
-            raise ValueError(f"{name} has {array.ndim} dimensions")
-        if not np.issubdtype(array.dtype, np.uint32 if name == "keys" else np.floating):
-            raise ValueError(f"{name} is of {array.dtype}")
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} holds what is no number")
-        for letter, size in zip(letters, array.shape, strict=True):
-            other, known = sizes.setdefault(letter, (name, size))
-            if size != known:
-                raise ValueError(f"{name} does not fit {other}: {size} and {known}")
-    if not (np.diff(arrays["keys"].astype(np.int64)) > 0).all():
-        raise ValueError("keys do not ascend")
-
-
-def _check_numbers(router: Router) -> None:
-    """What a decision hangs on: with a threshold of NaN every draft would pass."""
-    found = router.certificate
-    numbers = {
-        "threshold": (router.threshold, 0.0, NEVER),
-        "epsilon": (router.ood_epsilon, 0.0, 1.0),
-        "bias": (router.confidence.bias, -1e9, 1e9),
-    }
-    if found is not None:
-        numbers |= {
-            "max_disagreement": (found.max_disagreement, 0.0, 1.0),
-            "confidence": (found.confidence, 0.0, 1.0),
-            "upper_bound": (found.upper_bound, 0.0, found.max_disagreement),
-            "coverage": (found.coverage, 0.0, 1.0),
-        }
-        if found.threshold != router.threshold:
-            raise ValueError("a certificate of another threshold")
-    for name, (number, low, high) in numbers.items():
-        if not low <= number <= high:
-            raise ValueError(f"{name} {number}")
-    ood = router.ood
-    if router.spec.kind not in get_args(Kind):
-        raise ValueError(f"kind {router.spec.kind!r}")
-    if not set(ood.uses) <= set(VIEWS if len(ood.centroids) else VIEWS[-1:]):
-        raise ValueError(f"views {ood.uses}")
-    if len(ood.reference) and ood.reference.shape[1] != len(ood.uses):
-        raise ValueError("reference has other views")
-    if ood.rows.shape[1] != ood.embedding.axes.shape[1]:
-        raise ValueError("rows do not fit axes")
 
 
 def _manifest(path: Path) -> dict[str, Any]:

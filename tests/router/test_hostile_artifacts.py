@@ -236,8 +236,6 @@ def test_only_plain_files_are_read(folder: Path, tmp_path: Path, name: str) -> N
         {"ood__epsilon": float("nan")},
         {"ood__epsilon": -0.1},
         {"confidence__bias": float("inf")},
-        {"ood__uses": ["energy", "guess", "neighbours"]},
-        {"ood__uses": []},
         {"ood": None},
         {"spec__kind": "poem"},
         {"spec__labels": None},

@@ -104,7 +104,8 @@ def nights() -> Row:
             Panel(
                 title="Rows written",
                 description="Rows per second for the retraining queue. `duplicate`: a client's "
-                "retry; `spooled`: the database was away; `lost`: a fault.",
+                "retry; `spooled`: the database was away; `lost`: a fault. `redacted`: values in "
+                "rows that became placeholders.",
                 queries=[
                     Query(
                         expr=total("retort_exchanges_total", by="outcome"),
@@ -113,6 +114,10 @@ def nights() -> Row:
                     Query(
                         expr=total("retort_stored_completions_total", by="outcome"),
                         legend="store: true {{outcome}}",
+                    ),
+                    Query(
+                        expr=total("retort_redacted_total", by="data"),
+                        legend="redacted {{data}}",
                     ),
                 ],
                 unit="wps",

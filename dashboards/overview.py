@@ -128,6 +128,7 @@ def overview() -> Json:
             traffic.latency(),
             trust.routing(),
             trust.quality(),
+            trust.certificate(),
             trust.release(),
             loop.money(),
             limits.limits(),

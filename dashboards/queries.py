@@ -75,6 +75,10 @@ def wilson(part: str, whole: str, sign: str) -> str:
 DAY = "1d"
 AUDITED = total("retort_audits_total", 'result=~"agree|disagree"', by="task", over=DAY, per="range")
 LOSS = total("retort_audit_loss_total", by="task", over=DAY, per="range")
+#: the teacher against itself
+_AGAIN = "retort_teacher_disagreement"
+REASKED = total(f"{_AGAIN}_reasks_total", by="task", over=DAY, per="range")
+NOISE = total(f"{_AGAIN}_loss_total", by="task", over=DAY, per="range")
 STUDENT_DAY = share(
     total(REQUESTS, 'route="student"', CLAIMED, by="task", over=DAY, per="range"),
     total(REQUESTS, CLAIMED, by="task", over=DAY, per="range"),

@@ -5,6 +5,8 @@ from queries import (
     AUDITED,
     CLAIMED,
     LOSS,
+    NOISE,
+    REASKED,
     REQUESTS,
     STUDENT_DAY,
     newest,
@@ -152,8 +154,8 @@ def quality() -> Row:
             ),
             Panel(
                 title="Audits",
-                description="Audits per hour by result. `failed`: the teacher gave no answer, or "
-                "the waiting line was full.",
+                description="Audits per hour by result. `lost`: no teacher will ever say; the "
+                "certificate counts it as a disagreement.",
                 queries=[
                     Query(
                         expr=f"3600 * {total('retort_audits_total', by='result')}",
@@ -164,6 +166,43 @@ def quality() -> Row:
                 stack=True,
             ),
             Panel(
+                title="Audits promised",
+                description="Audits waiting to be made, over all gateways, and attempts per hour "
+                "that failed and are to be repeated: many of either, and the teacher is down, or "
+                "the tasks' `audit.concurrency` is too small.",
+                queries=[
+                    Query(
+                        expr=f"sum by (task) ({of('retort_audits_waiting')})",
+                        legend="{{task}} waiting",
+                    ),
+                    Query(
+                        expr=f"3600 * {total('retort_audit_retries_total', by='task')}",
+                        legend="{{task}} failed attempts per hour",
+                    ),
+                ],
+                unit="short",
+            ),
+            Panel(
+                title="Audit rate",
+                description="Probability with which a request is audited if it is served. 0: the "
+                "budget is spent or the line is full.",
+                queries=[
+                    Query(
+                        expr=f"max by (task) ({of('retort_audit_rate')})",
+                        legend="{{task}}",
+                    )
+                ],
+                unit="percentunit",
+                maximum=1,
+            ),
+            Panel(
+                title="The teacher's own noise",
+                description="How often the teacher, asked a second time, disagreed with itself "
+                "(last 24 hours). No student can agree with it more.",
+                queries=[Query(expr=share(NOISE, REASKED), legend="{{task}}")],
+                unit="percentunit",
+            ),
+            Panel(
                 title="Feedback",
                 description="What clients said per hour, by kind. A correction stands in the "
                 "teacher's place when the next student is trained.",
@@ -171,6 +210,90 @@ def quality() -> Row:
                     Query(
                         expr=f"3600 * {total('retort_feedback_total', by='kind')}",
                         legend="{{kind}}",
+                    )
+                ],
+                unit="short",
+                stack=True,
+            ),
+        ],
+    )
+
+
+def certificate() -> Row:
+    return Row(
+        title="What live traffic has certified",
+        panels=[
+            Panel(
+                title="Alarm",
+                description="An alarm of the audits keeps the student from answering until it is "
+                "certified anew (docs/certificate.md).",
+                queries=[Query(expr=newest("retort_alarm", "task"), legend="{{task}}")],
+                unit="bool_yes_no",
+                width=6,
+            ),
+            Panel(
+                title="Disagreement since the certificate's start",
+                description="Share of requests that the student answered in disagreement, by its "
+                "audits, with the 95 % interval, beside the bound that is certified.",
+                queries=[
+                    Query(
+                        expr=newest("retort_served_disagreement_ratio", "task, bound"),
+                        legend="{{task}} {{bound}}",
+                    ),
+                    Query(
+                        expr=newest("retort_certified_disagreement_ratio", "task"),
+                        legend="{{task}} certified",
+                    ),
+                ],
+                unit="percentunit",
+                width=6,
+            ),
+            Panel(
+                title="Next threshold",
+                description="How near the next laxer threshold is to its certificate: it has it "
+                "at 100 %.",
+                queries=[
+                    Query(
+                        expr=newest("retort_certificate_wealth_ratio", "task"), legend="{{task}}"
+                    )
+                ],
+                unit="percentunit",
+                width=6,
+                minimum=None,
+            ),
+            Panel(
+                title="Audits until then",
+                description="Losses still to be observed until the next threshold is certified, "
+                "if everything goes on as it does; no value: never.",
+                queries=[
+                    Query(
+                        expr=newest("retort_certificate_audits_needed", "task") + " < +Inf",
+                        legend="{{task}}",
+                    )
+                ],
+                unit="short",
+                width=6,
+            ),
+            Panel(
+                title="Requests read by the certificate",
+                description="Per second. `outside`: no part of what it speaks of; `unseen`: no "
+                "draft was made; `late`: written too late to be counted.",
+                queries=[
+                    Query(
+                        expr=total("retort_certificate_rows_total", by="result"),
+                        legend="{{result}}",
+                    )
+                ],
+                unit="reqps",
+                stack=True,
+            ),
+            Panel(
+                title="Incidents",
+                description="Alarms and drifts, per hour (docs/certificate.md).",
+                queries=[
+                    Query(
+                        expr=f"3600 * {total('retort_incidents_total', by='task, kind')}",
+                        legend="{{task}}: {{kind}}",
                     )
                 ],
                 unit="short",

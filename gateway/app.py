@@ -16,7 +16,8 @@ from gateway.access.key_store import follow, refresh
 from gateway.access.keys import Keys
 from gateway.access.limits import Limits
 from gateway.api import endpoints
-from gateway.audit import Auditor
+from gateway.audits.auditor import Auditor
+from gateway.audits.checking import Checker
 from gateway.claims import Claims
 from gateway.config import Config, NextTeacher, Student, Teacher
 from gateway.errors import ConfigError
@@ -51,7 +52,7 @@ def create_app(
     student = make_pool(config.student)
     if store is None:
         store = Store.open(config.database_url, config.state / "spool", config.store.commit_ms)
-    ledger = Ledger(store)
+    ledger = Ledger(store, config)
     budgets = Budgets(
         store.engine,
         lambda usage, model: prices.teacher_usd(usage, model or config.teacher.model),
@@ -69,7 +70,7 @@ def create_app(
         teacher=teacher,
         student=student,
         ledger=ledger,
-        auditor=Auditor(teacher, ledger, budgets),
+        auditor=Auditor(lanes, Checker(config, teacher, prices, lanes), ledger, store, budgets),
         draining=Event() if draining is None else draining,
     )
     poller = Poller(config, store, list(lanes.values()), teacher, student)
@@ -94,7 +95,7 @@ def create_app(
         # without a model or a price in the configuration, each call's own model has to be looked up
         listed = config.teacher.model is None and prices.lists(config.teacher.base_url)
         budgets.start(check=not listed)
-        parts.auditor.start()
+        await parts.auditor.start()
         try:
             yield
         finally:
@@ -126,9 +127,10 @@ def make_chain(section: Teacher, *, pass_key: bool) -> Chain:
         "teacher",
         section.base_url,
         patience=_patience(section),
-        api_key=_secret("teacher.api_key_env", section.api_key_env),
+        api_key=secret("teacher.api_key_env", section.api_key_env),
         pass_key=section.api_key_env is None and pass_key,
         price=section.price,
+        trainable=section.trainable,
     )
     others = [
         Upstream(
@@ -136,10 +138,11 @@ def make_chain(section: Teacher, *, pass_key: bool) -> Chain:
             one.base_url,
             patience=_patience(one),
             replica=place,
-            api_key=_secret(f"teacher.fallbacks.{place - 1}.api_key_env", one.api_key_env),
+            api_key=secret(f"teacher.fallbacks.{place - 1}.api_key_env", one.api_key_env),
             stranger=True,
             model=one.model,
             price=one.price,
+            trainable=one.trainable,
         )
         for place, one in enumerate(section.fallbacks, start=1)
     ]
@@ -180,7 +183,9 @@ def _patience(section: Teacher | NextTeacher) -> Patience:
     )
 
 
-def _secret(field: str, name: str | None) -> str | None:
+def secret(field: str, name: str | None) -> str | None:
+    """The value of an environment variable that a field of the configuration names. Raises
+    ConfigError."""
     if name is None:
         return None
     value = os.environ.get(name, "").strip()

@@ -35,9 +35,10 @@ async def answer(parts: Parts, trip: Trip, sink: Sink) -> None:
                 trip.decision = replace(trip.decision, route=Route.STUDENT, reason=Reason.DEGRADED)
                 if trip.keeps_text:
                     await parts.ledger.outlive(parts.ledger.keep(trip.lane, trip.exchange()))
-        await serve(trip, sink)
-        if trip.sampled and trip.keeps_text and trip.decision.reason is not Reason.DEGRADED:
+        if trip.sampled:
+            # before the answer leaves: a promise must not depend on how its client behaves
             parts.auditor.submit(trip)
+        await serve(trip, sink)
     except GatewayError as error:
         trip.status = error.status
         raise

@@ -112,6 +112,8 @@ class NextTeacher(Section):
     """Longest wait for a connection."""
     price: Price = Price()
     """What it costs."""
+    trainable: bool = True
+    """Whether its terms allow a student to learn from its answers."""
 
 
 class Hedging(Section):
@@ -162,6 +164,9 @@ class Teacher(Section):
     """What it costs when it answers for a task, whatever model it names; default: pricing."""
     provider: str | None = None
     """Whose list prices hold (openai, anthropic, …); default: whose API base_url is."""
+    trainable: bool = True
+    """Whether its terms allow a student to learn from its answers; false keeps them for the record
+    and never trains, calibrates or tests on them."""
     apis: list[Literal["responses", "messages"]] = ["responses"]
     """APIs beside chat completions that it serves itself: what no task claims of them passes to it
     untouched. One left out is translated to chat completions."""
@@ -443,6 +448,51 @@ class Budget(Section):
     """In a month; null: no bound."""
 
 
+class JudgeSection(Section):
+    """An OpenAI-compatible model that compares the student's text with the teacher's, asked twice:
+    with either answer first. Best a model of another family than both."""
+
+    base_url: str
+    """Its base URL, with /v1."""
+    model: str
+    """Its name."""
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Environment variable with its key; null: none is sent."""
+    timeout_s: Positive = 60.0
+    """Longest wait for one verdict."""
+    price: Price = Price()
+    """What it costs."""
+
+
+class AuditSection(Section):
+    """A sample of the student's answers that the teacher is asked about too (docs/audits.md)."""
+
+    rate: Share = 0.01
+    """Steady share of requests, chosen by hash of their ids; 0: no audits at all."""
+    first_rate: Share = 0.05
+    """At least this share of the first requests of a bundle."""
+    first_requests: int = Field(default=2000, ge=0)
+    """How many requests count as a bundle's first."""
+    per_day: int = Field(default=50, ge=0)
+    """Where a day (UTC) would end with fewer audits, the share is raised."""
+    sampler: Literal["uniform", "sqrt"] = "uniform"
+    """uniform: all requests alike; sqrt: doubtful drafts more often, sure ones less."""
+    budget: Budget = Budget()
+    """What audits may cost, beside the task's own budget; spent: nothing is sampled any more."""
+    concurrency: int = Field(default=4, gt=0)
+    """Audits of the task that one gateway makes at a time."""
+    max_waiting: int = Field(default=1000, gt=0)
+    """With so many waiting in a gateway, it samples nothing more until half of them are made."""
+    patience_s: Positive = 3600.0
+    """How long a failed audit is tried again before it counts as a disagreement."""
+    lease_s: Positive = 30.0
+    """How long after its last word a gateway's audits are taken over by another."""
+    reask: Share = 0.05
+    """Share of audits in which the teacher is asked a second time: its own noise."""
+    judge: JudgeSection | None = None
+    """Who compares texts (output.kind: text); null: their words are compared."""
+
+
 class Task(Section):
     """One narrow job with its own student, router and contract."""
 
@@ -459,8 +509,8 @@ class Task(Section):
     """What an answer looks like."""
     contract: Contract = Contract()
     """What is promised."""
-    audit_rate: Share = 0.05
-    """Share of requests, chosen by hash, whose student answers the teacher checks off the path."""
+    audit: AuditSection = AuditSection()
+    """How the student's answers are checked by the teacher, off the path."""
     ood_epsilon: Share = 0.01
     """Share of ordinary traffic the out-of-distribution gate may turn away by mistake."""
     on_teacher_down: Literal["error", "degraded"] = "error"
@@ -469,6 +519,11 @@ class Task(Section):
     """What the teacher may cost; spent: on_teacher_down decides, and 429 insufficient_quota."""
     store_payloads: bool = True
     """False keeps no text of this task; it can then not be distilled."""
+    consent: Literal["assumed", "asked"] = "assumed"
+    """Whether exchanges may be learnt from: assumed unless the request says x-retort-train: no;
+    asked: only where it says yes."""
+    redact: list[PII] = ["card", "iban", "ssn"]
+    """Kinds of personal data that become placeholders before a row is stored; secrets always do."""
     checks: list[Check] = []
     """What a draft must pass before it is served, in this order."""
     cache: CacheSection = CacheSection()
@@ -478,6 +533,21 @@ class Task(Section):
     def _cache_keeps_text(self) -> "Task":
         if self.cache.enabled and not self.store_payloads:
             raise ValueError("cache.enabled keeps answers, which store_payloads: false forbids")
+        return self
+
+    @model_validator(mode="after")
+    def _cache_knows_who_is_sampled(self) -> "Task":
+        if self.cache.enabled and self.audit.sampler != "uniform":
+            raise ValueError(
+                "cache.enabled needs audit.sampler: uniform, or a repeat would be answered before"
+                " it is known whether it is audited"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _judge_has_texts(self) -> "Task":
+        if self.audit.judge is not None and self.output.kind != "text":
+            raise ValueError("audit.judge compares texts, and needs output.kind: text")
         return self
 
 
@@ -524,8 +594,21 @@ class Nightly(Section):
     """Level of the paired test between challenger and champion, spent over the nights."""
     margin: Share = 0.02
     """A challenger may be at most this much worse (agreement) to be called not worse."""
+    min_reviewed: int = Field(default=0, ge=0)
+    """No training before people looked at so many of the teacher's answers (`retort review`)."""
+    max_label_error: Share | None = None
+    """Reviews show that the teacher is wrong more often than this, with 95 % confidence: no
+    training; null: it is trusted."""
     lease_s: Positive = 3600.0
     """How long a harvester may hold rows before another may take them."""
+
+
+class CertificateSection(Section):
+    """How the certificate of live traffic reads the ledger (docs/certificate.md)."""
+
+    settle_s: Positive = 60.0
+    """How long after a request came its row may be written; later ones are left out. Longer than
+    most requests take: the certificate lags by twice as much, the alarms do not."""
 
 
 class Config(Section):
@@ -545,6 +628,8 @@ class Config(Section):
     """The jobs to distil; what none of them claims passes through to the teacher."""
     pricing: Pricing = Pricing()
     """What models cost."""
+    certificate: CertificateSection = CertificateSection()
+    """How live evidence is counted."""
     training: Training = Training()
     """How students are trained."""
     nightly: Nightly = Nightly()

@@ -8,7 +8,7 @@ from functools import partial
 
 import orjson
 
-from gateway.audit import answer_text, teacher_body
+from gateway.audits.teacher import answer_text, teacher_body
 from gateway.draft import Draft
 from gateway.errors import GatewayError, UpstreamTimeout
 from gateway.first_try import ask_in_shadow, score_after
@@ -18,7 +18,10 @@ from gateway.trip import Trip
 from gateway.wire.protocol import EVENTS, JSON, Headers, Sink, encode_headers, number
 from gateway.wire.streaming import TeacherStream
 from router.decision import Reason
+from router.threshold import REJECTED
 
+#: nothing may be served, and the draft is made beside the teacher's answer: what it is worth counts
+UNSERVED = frozenset({Reason.SHADOW, Reason.NOT_CERTIFIED, Reason.ALARM})
 #: how long a shadow draft may hold up a complete answer of the teacher
 SHADOW_WAIT_S = 0.25
 
@@ -44,7 +47,8 @@ async def ask_teacher(parts: Parts, trip: Trip, sink: Sink) -> None:
 
 async def relay(parts: Parts, trip: Trip, sink: Sink) -> None:
     shadow: Shadow = None
-    if trip.decision.reason is Reason.SHADOW:
+    reason = trip.decision.reason
+    if reason is Reason.SHADOW or (reason in UNSERVED and trip.sampled):
         shadow = asyncio.create_task(ask_in_shadow(parts, trip))
     try:
         if trip.chat.stream:
@@ -134,7 +138,8 @@ async def record(parts: Parts, trip: Trip, shadow: Shadow) -> None:
         trip.draft = shadow.result() if shadow.done() else None
         if trip.draft is not None:
             seen = score_after(trip, trip.live, trip.draft, trip.decision)
-            trip.decision = replace(trip.decision, score=seen.score)
+            never = seen.reason is Reason.INVALID or trip.check is not None
+            trip.decision = replace(trip.decision, score=REJECTED if never else seen.score)
     lane.estimate.learn(len(trip.incoming.raw), trip.teacher_text or "", trip.teacher_usage)
     if trip.keeps_text:
         await parts.ledger.keep(lane, trip.exchange())
@@ -148,7 +153,7 @@ def route_headers(trip: Trip) -> Headers:
     ]
     if trip.live is not None:
         headers.append((b"x-retort-bundle", trip.live.bundle.id.encode()))
-    if trip.check is not None and decision.reason is not Reason.SHADOW:
+    if trip.check is not None and decision.reason not in UNSERVED:
         headers.append((b"x-retort-check", trip.check.encode()))
     if not trip.chat.stream and (cost := trip.cost_usd) is not None:
         headers.append((b"x-retort-cost-usd", number(cost)))

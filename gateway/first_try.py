@@ -4,6 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import orjson
@@ -26,15 +27,19 @@ _TOO_LONG = re.compile(r"maximum (context|model) length", re.IGNORECASE)
 
 def score_before(trip: Trip, live: Live) -> Decision:
     started = time.perf_counter()
-    decision = guarded(partial(live.router.before, trip.prompt), trip)
+    decision = guarded(partial(live.router.before, trip.prompt, live.threshold), trip)
+    if decision.reason is Reason.NOT_CERTIFIED and live.standing.alarm is not None:
+        decision = replace(decision, reason=Reason.ALARM)
     trip.lane.metrics.before.observe(time.perf_counter() - started)
     return decision
 
 
 def score_after(trip: Trip, live: Live, draft: Draft, first: Decision) -> Decision:
     started = time.perf_counter()
-    decision = guarded(partial(live.router.after, trip.prompt, draft.answer, first.p_ood), trip)
+    decide = partial(live.router.after, trip.prompt, draft.answer, first.p_ood, live.threshold)
+    decision = guarded(decide, trip)
     trip.lane.metrics.after.observe(time.perf_counter() - started)
+    trip.scored(decision.score)
     return decision
 
 

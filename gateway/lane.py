@@ -1,23 +1,27 @@
 """One task at run time: its contract, the bundle that is live, its metrics."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from hashlib import sha256
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from prometheus_client import Counter, Histogram
 
 from gateway import metrics
+from gateway.audits.sampling import Sampling
 from gateway.cache import Cache
+from gateway.certificates.standing import UNKNOWN, Standing, show
 from gateway.checks import Checks
 from gateway.config import Config, Output, Task
 from gateway.money.prices import PriceBook
 from gateway.money.pricing import TeacherEstimate
 from gateway.prompt import prompt_hash
 from gateway.storage.bundles import BundleFiles
+from router.confidence import Confidence
 from router.decision import Answer, Decision
+from router.ood import Ood
 from router.output import OutputSpec
-from router.threshold import Certificate
+from router.router import Start
+from router.threshold import NEVER, Certificate
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -32,16 +36,34 @@ class Judge(Protocol):
     def threshold(self) -> float: ...
     @property
     def spec(self) -> OutputSpec: ...
-    def before(self, prompt: str) -> Decision: ...
-    def after(self, prompt: str, answer: Answer, p_ood: float | None = None) -> Decision: ...
+    @property
+    def confidence(self) -> Confidence: ...
+    @property
+    def ood(self) -> Ood: ...
+    @property
+    def start(self) -> Start: ...
+    def before(self, prompt: str, threshold: float | None = None) -> Decision: ...
+    def after(
+        self,
+        prompt: str,
+        answer: Answer,
+        p_ood: float | None = None,
+        threshold: float | None = None,
+    ) -> Decision: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """The bundle that answers now. Replaced as a whole, never changed."""
+    """The bundle that answers now, and the score from which it may. Replaced as a whole, never
+    changed."""
 
     bundle: BundleFiles
     router: Judge
+    standing: Standing = UNKNOWN
+
+    @property
+    def threshold(self) -> float:
+        return self.standing.threshold
 
 
 class Lane:
@@ -61,20 +83,27 @@ class Lane:
         self.metrics = LaneMetrics(task.name)
         self.checks = Checks(task.checks)
         self.cache = Cache(task.name, task.cache) if task.cache.enabled else None
+        self.sampling = Sampling(task.audit)
+        #: drift asks for more audits; at least 1
+        self.audit_factor = 1.0
 
     def propensity(self) -> float:
-        """With which probability a request is sampled. Where the teacher answers everything, the
-        rows are traffic as it is, all of them."""
+        """With which probability the next request is sampled, before its draft is known. Where the
+        teacher answers everything, the rows are traffic as it is, all of them."""
         live = self.live
-        if self.task.mode != "serve" or live is None or live.router.certificate is None:
+        if self.task.mode != "serve" or live is None or live.threshold >= NEVER:
             return 1.0
-        return self.task.audit_rate
+        return self.sampling.rate(self.audit_factor)
 
-
-def sampled(request_id: str, propensity: float) -> bool:
-    """A coin with this probability, thrown by the request's id and nothing else."""
-    coin = int.from_bytes(sha256(request_id.encode()).digest()[:8], "big") / 2**64
-    return coin < propensity
+    def take(self, bundle: str, standing: Standing) -> bool:
+        """What the certificate of that bundle says now, from here on. False where the bundle is not
+        live any more, or something newer is known already."""
+        live = self.live
+        if live is None or live.bundle.id != bundle or live.standing.version >= standing.version:
+            return False
+        self.live = replace(live, standing=standing)
+        show(self.task.name, live.router.certificate, standing)
+        return True
 
 
 def output_spec(output: Output) -> OutputSpec:
@@ -122,6 +151,12 @@ class LaneMetrics:
         self.avoided = metrics.cost_avoided_usd_total.labels(task)
         self.audits = counters(metrics.audits_total)
         self.audit_loss = metrics.audit_loss_total.labels(task)
+        self.audit_retries = metrics.audit_retries_total.labels(task)
+        self.audits_waiting = metrics.audits_waiting.labels(task)
+        self.audit_rate = metrics.audit_rate.labels(task)
+        self.teacher_reasks = metrics.teacher_disagreement_reasks_total.labels(task)
+        self.teacher_loss = metrics.teacher_disagreement_loss_total.labels(task)
         self.exchanges = counters(metrics.exchanges_total)
         self.checks_failed = counters(metrics.checks_failed_total)
+        self.redacted = counters(metrics.redacted_total)
         self.cache = counters(metrics.cache_requests_total)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Coroutine
 
 from gateway import metrics
+from gateway.certificates import live as certificates
+from gateway.config import Config
 from gateway.errors import StoreError
 from gateway.lane import Lane
 from gateway.storage.line import Line
@@ -22,8 +24,9 @@ class Ledger:
     """Writes outlive the request that asked for them: a client that leaves does not take its row
     along."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, config: Config) -> None:
         self._store = store
+        self._config = config
         self._writes: set[asyncio.Task[None]] = set()
 
     async def keep(self, lane: Lane, row: Exchange) -> None:
@@ -49,6 +52,19 @@ class Ledger:
         while self._writes:
             await asyncio.wait(self._writes)
 
+    async def hear(self, lane: Lane, bundle: str | None) -> None:
+        """An audit of that bundle is in the database: let the alarms have it at once. Never raises;
+        while the database is away they have it later."""
+        live = lane.live
+        if live is None or live.bundle.id != bundle:
+            return
+        subject = certificates.subject_of(self._config, lane, live)
+        try:
+            await certificates.audited(self._store, subject, lane)
+        except StoreError as error:
+            extra = {"task": lane.task.name, "error": str(error)}
+            logger.warning("audits not heard yet", extra=extra)
+
     def enter(self, line: Line) -> None:
         """Into the ledger, soon; never waits."""
         self._store.enqueue(line)
@@ -67,7 +83,7 @@ class Ledger:
         children.overhead.observe(max(0.0, duration_s - incoming.waited_s))
         if trip.chat.stream and sink.first_byte_at is not None:
             children.first_token[(route,)].observe(sink.first_byte_at - incoming.arrived)
-        if decision.score is not None:
+        if decision.score is not None and decision.score >= 0.0:  # else: may never be served
             children.score.observe(decision.score)
         if decision.p_ood is not None:
             children.p_ood.observe(decision.p_ood)

@@ -107,8 +107,29 @@ price_unknown_total = Counter(
 )
 audits_total = Counter(
     "retort_audits_total",
-    "Student answers checked by the teacher. result: agree | disagree | failed.",
+    "Student answers checked by the teacher. result: agree | disagree | lost.",
     ["task", "result"],
+)
+audit_retries_total = Counter(
+    "retort_audit_retries_total", "Audits that failed and are to be tried again.", ["task"]
+)
+audits_waiting = Gauge(
+    "retort_audits_waiting", "Audits this gateway has promised and not made yet.", ["task"]
+)
+audit_rate = Gauge(
+    "retort_audit_rate",
+    "Probability with which the next request is audited if served; 0: budget spent or line full.",
+    ["task"],
+)
+teacher_disagreement_reasks_total = Counter(
+    "retort_teacher_disagreement_reasks_total",
+    "Audits in which the teacher was asked a second time.",
+    ["task"],
+)
+teacher_disagreement_loss_total = Counter(
+    "retort_teacher_disagreement_loss_total",
+    "Disagreement of the teacher's second answers with its first, each in [0, 1], added up.",
+    ["task"],
 )
 audit_loss_total = Counter(
     "retort_audit_loss_total",
@@ -140,6 +161,11 @@ checks_failed_total = Counter(
     "Drafts that failed a check of their task, those of shadow mode included.",
     ["task", "check"],
 )
+redacted_total = Counter(
+    "retort_redacted_total",
+    "Values replaced by placeholders in rows of the queue before they were stored.",
+    ["task", "data"],
+)
 cache_requests_total = Counter(
     "retort_cache_requests_total",
     "Requests of tasks with a response cache. result: hit | miss | bypass.",
@@ -163,13 +189,40 @@ threshold = Gauge(
 )
 certified_coverage = Gauge(
     "retort_certified_coverage_ratio",
-    "Share of held-out traffic the certified threshold would serve.",
+    "Share of the counted requests whose score reaches the certified threshold.",
     ["task"],
 )
 certified_disagreement = Gauge(
     "retort_certified_disagreement_ratio",
     "Upper confidence bound on the share of requests served in disagreement with the teacher.",
     ["task"],
+)
+served_disagreement = Gauge(
+    "retort_served_disagreement_ratio",
+    "Share of all requests that the student answered in disagreement since the certificate's start,"
+    " by its audits. bound: estimate | low | high.",
+    ["task", "bound"],
+)
+certificate_wealth = Gauge(
+    "retort_certificate_wealth_ratio",
+    "Log of the next laxer threshold's capital over that of the goal; 1: certified.",
+    ["task"],
+)
+certificate_audits_needed = Gauge(
+    "retort_certificate_audits_needed",
+    "Losses still to be observed until the next laxer threshold is certified; infinite: never.",
+    ["task"],
+)
+certificate_rows_total = Counter(
+    "retort_certificate_rows_total",
+    "Requests read by the certificate. result: counted | outside | unseen | late.",
+    ["task", "result"],
+)
+alarm = Gauge("retort_alarm", "1 while an alarm keeps the task's student from answering.", ["task"])
+incidents_total = Counter(
+    "retort_incidents_total",
+    "Incidents this process has found. kind: harm | shift | drift.",
+    ["task", "kind"],
 )
 night_timestamp = Gauge(
     "retort_night_timestamp_seconds", "When the last night ended, by verdict.", ["task", "verdict"]

@@ -8,7 +8,7 @@ from typing import Any
 from gateway.access.budgets import Budgets
 from gateway.access.keys import Keys
 from gateway.access.limits import Limits
-from gateway.audit import Auditor
+from gateway.audits.auditor import Auditor
 from gateway.claims import Claims
 from gateway.config import Config
 from gateway.lane import Lane
@@ -45,6 +45,12 @@ class Parts:
             lane.live is not None and lane.task.mode == "serve" for lane in self.lanes.values()
         )
         problems = {f"task {name}": lane.problem for name, lane in self.lanes.items()}
+        for name, lane in self.lanes.items():
+            if lane.live is not None and lane.live.standing.alarm is not None:
+                problems[f"student of {name}"] = (
+                    f"alarm ({lane.live.standing.alarm}): the teacher answers until it is"
+                    " certified anew"
+                )
         if not self.teacher.up:
             problems["teacher"] = "down: only what students are trusted with is answered"
         elif down := self.teacher.down:

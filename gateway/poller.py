@@ -4,8 +4,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gateway import metrics
+from gateway.certificates import drift
+from gateway.certificates import live as certificates
+from gateway.certificates.standing import show
 from gateway.config import Config
 from gateway.errors import BundleError, RetortError
 from gateway.lane import Lane, Live
@@ -18,7 +22,6 @@ from gateway.upstreams.loading import Loading
 from gateway.upstreams.pool import Pool
 from router import artifact
 from router.errors import RouterError
-from router.threshold import NEVER
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +72,14 @@ class Poller:
         for lane in self._lanes:
             try:
                 await self._follow(lane, look=slow)
+                if lane.live is not None:
+                    subject = certificates.subject_of(self._config, lane, lane.live)
+                    await certificates.follow(self._store, subject, lane)
+                    if slow:
+                        reference = len(lane.live.router.ood.reference)
+                        lane.audit_factor = await asyncio.to_thread(
+                            drift.follow, self._store, subject, reference
+                        )
                 if slow:
                     await asyncio.to_thread(self._count, lane)
             except Exception:
@@ -110,8 +121,11 @@ class Poller:
                 ".prompt: change it back, or train a new student"
             )
         router = await asyncio.to_thread(artifact.load, files.router_dir)
+        live = Live(bundle=files, router=router)
+        subject = certificates.subject_of(self._config, lane, live)
+        standing = await certificates.begin(self._store, subject)
         await self._loading.first(files)
-        return Live(bundle=files, router=router)
+        return replace(live, standing=standing)
 
     def _trouble(self, lane: Lane, bundle: str, problem: str | None) -> None:
         if problem is not None and lane.problem != problem:
@@ -129,11 +143,10 @@ class Poller:
         if new is not None:
             self._infos[task] = (new.bundle.id, new.bundle.adapter)
             metrics.bundle_info.labels(task, new.bundle.id, new.bundle.adapter).set(1)
-        certificate = None if new is None else new.router.certificate
-        metrics.threshold.labels(task).set(NEVER if new is None else new.router.threshold)
-        metrics.certified_coverage.labels(task).set(certificate.coverage if certificate else 0.0)
-        metrics.certified_disagreement.labels(task).set(
-            certificate.upper_bound if certificate else 0.0
+        show(
+            task,
+            None if new is None else new.router.certificate,
+            None if new is None else new.standing,
         )
         bundle = None if new is None else new.bundle.id
         logger.info("bundle live", extra={"task": task, "bundle": bundle})

@@ -8,16 +8,19 @@ from typing import Any
 from gateway.cache import Entry
 from gateway.config import Config
 from gateway.draft import Draft
-from gateway.lane import Lane, Live, sampled
+from gateway.lane import Lane, Live
 from gateway.money.pricing import Usage, add
 from gateway.prompt import user_text
+from gateway.redaction import Redaction
 from gateway.storage import exchanges
 from gateway.storage.line import Line, endpoint_of, milliseconds, name_of, retries_of
 from gateway.storage.tables import Exchange, utcnow
 from gateway.upstreams.chain import Asking
 from gateway.wire.protocol import Chat, Incoming
 from router.decision import Decision, Reason, Route
+from router.kept_signals import kept_signals
 from router.output import disagreement
+from router.sampler import sampled
 
 
 @dataclass(kw_only=True)
@@ -55,8 +58,23 @@ class Trip:
 
     def __post_init__(self) -> None:
         self.live = self.lane.live
-        self.propensity = self.lane.propensity()
+        # an audit needs the text later: what may not be kept is not audited (docs/audits.md)
+        self.rate = self.lane.propensity() if self.keeps_text else 0.0
+        self.uniform = self.lane.sampling.uniform(self.rate)
+        self.propensity = self.rate
         self.sampled = sampled(self.incoming.id, self.propensity)
+        self.guess: float | None = None
+
+    def scored(self, score: float | None) -> None:
+        """The draft is known and its loss is not: fix what is expected of it, and, where it may
+        be served, with which probability it is audited. Only the first score counts."""
+        if score is None or self.live is None or self.guess is not None:
+            return
+        router, sampling = self.live.router, self.lane.sampling
+        self.guess = sampling.guess(router.spec.kind, score, learned=router.confidence.learned)
+        if self.decision.route is Route.STUDENT:
+            self.propensity = sampling.propensity(self.rate, self.guess)
+            self.sampled = sampled(self.incoming.id, self.propensity)
 
     @cached_property
     def prompt(self) -> str:
@@ -65,6 +83,12 @@ class Trip:
     @property
     def keeps_text(self) -> bool:
         return self.chat.keep and self.lane.task.store_payloads
+
+    @property
+    def consent(self) -> bool:
+        """The exchange may be learnt from."""
+        wish = self.chat.consent
+        return self.lane.task.consent == "assumed" if wish is None else wish
 
     @property
     def student_usd(self) -> float | None:
@@ -118,32 +142,51 @@ class Trip:
         spec = self.lane.spec if self.live is None else self.live.router.spec
         return disagreement(spec, self.draft.answer.text, self.teacher_text)
 
+    def signals(self) -> dict[str, float] | None:
+        """The draft's, of the fields that the router looks at."""
+        if self.draft is None or self.live is None:
+            return None
+        return kept_signals(self.live.router.spec, self.draft.answer)
+
     def exchange(self) -> Exchange:
-        """The row for the retraining queue."""
+        """The row for the retraining queue, redacted."""
         task, decision = self.lane.task, self.decision
-        return Exchange(
+        redaction = Redaction(task.redact)
+        said = self.chat.body
+        prompt, body = redaction.text(self.prompt), redaction.json(said)
+        draft = None if self.draft is None else self.draft.answer.text
+        row = Exchange(
             id=self.incoming.id,
             dedupe_key=exchanges.dedupe_key(task.name, self.incoming.raw),
             at=utcnow(),
             task=task.name,
-            group_key=exchanges.group_key(self.prompt, self.chat.body),
-            prompt=self.prompt,
-            body=self.chat.body,
-            teacher_text=self.teacher_text,
+            # a conversation's id may be what was redacted
+            group_key=exchanges.group_key(prompt, body | {"metadata": said.get("metadata")}),
+            prompt=prompt,
+            body=body,
+            subject=exchanges.subject(said),
+            consent=self.consent,
+            licensed=self.asking.by is None or self.asking.by.trainable,
+            teacher_text=redaction.optional(self.teacher_text),
             teacher_model=self.teacher_model,
-            student_text=None if self.draft is None else self.draft.answer.text,
+            student_text=redaction.optional(draft),
             route=decision.route.value,
             reason=decision.reason.value,
             score=decision.score,
             p_ood=decision.p_ood,
             loss=self.loss(),
-            sampled=self.sampled,
-            propensity=self.propensity,
+            # rows drawn by this part of the propensity are traffic as it is
+            sampled=sampled(self.incoming.id, self.uniform),
+            propensity=self.uniform,
             bundle=None if self.live is None else self.live.bundle.id,
             check=self.check,
+            signals=self.signals(),
             prompt_hash=self.lane.prompt_hash,
             caller=self.incoming.caller.id,
         )
+        for kind, values in redaction.counts.items():
+            self.lane.metrics.redacted[(kind,)].inc(values)
+        return row
 
     def line(self, first_byte_at: float | None) -> Line:
         """The row for the ledger."""
@@ -171,6 +214,8 @@ class Trip:
             p_ood=decision.p_ood,
             sampled=self.sampled,
             propensity=None if self.live is None else self.propensity,
+            least=None if self.live is None else self.uniform,
+            guess=self.guess,
             loss=self.loss(),
             student_usd=student_usd,
             teacher_usd=paid_usd,
@@ -185,35 +230,6 @@ class Trip:
             overhead_ms=max(0.0, duration_s - incoming.waited_s) * 1000,
         )
         line.count(self.usage)
-        return line
-
-    def audit_line(self) -> Line:
-        """The row of the audit, whose answer replaced the teacher's in this trip."""
-        usd = None if self.asking.lost else self._teacher_usd(self.teacher_usage)
-        line = Line(
-            id=f"{self.incoming.id}-audit",
-            kind="audit",
-            parent=self.incoming.id,
-            task=self.lane.task.name,
-            route=Route.TEACHER.value,
-            reason=self.decision.reason.value,
-            bundle=None if self.live is None else self.live.bundle.id,
-            model=name_of(self.teacher_model),
-            endpoint=endpoint_of(self.incoming.path),
-            caller=self.incoming.caller.id,
-            status=200,
-            score=self.decision.score,
-            p_ood=self.decision.p_ood,
-            sampled=self.sampled,
-            propensity=self.propensity,
-            loss=self.loss(),
-            student_usd=0.0,
-            teacher_usd=usd,
-            cost_usd=usd,
-            duration_ms=(self.teacher_s or 0.0) * 1000,
-            teacher_ms=milliseconds(self.teacher_s),
-        )
-        line.count(self.teacher_usage)
         return line
 
     @property

@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
 Command = Callable[[argparse.Namespace], int]
 
+#: as in retrain/queue_formats.py, which takes longer to import than --help may
+FORMATS = ("chat", "dpo", "argilla", "label-studio", "csv")
+ANNOTATED = ("argilla", "label-studio", "csv")
+
 DESCRIPTION = """\
 Distil a frontier model into a small student and serve it safely.
 
-The journey: collect (`serve`), make a student (`nightly`, or `train`, `evaluate`, `calibrate`,
-`promote` by hand), serve it where it is certified, and retrain it every night. See it all happen
+The journey: collect (`serve`), make a student (`nightly`, or `train`, `evaluate`, `promote` by
+hand), serve it where it is certified, and retrain it every night. See it all happen
 with `retort demo`; find out what is missing with `retort doctor`."""
 
 
@@ -99,10 +103,21 @@ def _parser() -> argparse.ArgumentParser:
     calibrate = add(
         "calibrate",
         _calibrate,
-        "fit the router of a bundle anew on all evidence; makes a new candidate",
+        "say what live traffic has certified, worked out anew from the ledger",
         task=True,
     )
     calibrate.add_argument("bundle", nargs="?", help="bundle id (default: the champion)")
+    calibrate.add_argument(
+        "--check",
+        action="store_true",
+        help="fail where the stored certificate is not, to the last bit, what the ledger says",
+    )
+    calibrate.add_argument("--json", action="store_true", help="as JSON")
+    calibrate.add_argument(
+        "--refit",
+        action="store_true",
+        help="fit the bundle's router anew on all evidence instead; makes a new candidate",
+    )
     promote = add("promote", _promote, "make a bundle the champion of its task")
     promote.add_argument("bundle", help="bundle id (see `retort bundles`)")
     promote.add_argument("--why", default="by hand", help="kept in the bundle's history")
@@ -124,6 +139,25 @@ def _parser() -> argparse.ArgumentParser:
     nightly.add_argument(
         "--fresh", action="store_true", help="do not resume a night that did not finish"
     )
+    review = add("review", _review, "look at a sample of the teacher's answers", task=True)
+    review.add_argument(
+        "--share", type=float, default=0.12, help="of every kind of answer (default: 0.12)"
+    )
+    review.add_argument("--limit", type=int, help="at most so many rows")
+    review.add_argument(
+        "--format", choices=ANNOTATED, help="write the sample for another tool, and ask nothing"
+    )
+    from retrain.label_command import add_options as add_label_options
+    from retrain.label_command import label
+
+    add_label_options(
+        add(
+            "label",
+            label,
+            "let the teacher answer raw inputs, as if they had been asked",
+            task=True,
+        )
+    )
     from retrain.savings import add_options as add_savings_options
     from retrain.savings import savings
 
@@ -132,6 +166,17 @@ def _parser() -> argparse.ArgumentParser:
             "savings",
             savings,
             "say what was paid and what the teacher alone would have cost",
+            task=True,
+        )
+    )
+    from retrain.replay_command import add_options as add_replay_options
+    from retrain.replay_command import replay
+
+    add_replay_options(
+        add(
+            "replay",
+            replay,
+            "draw what other thresholds, signals or bundles would have done with logged traffic",
             task=True,
         )
     )
@@ -182,12 +227,27 @@ def _add_queue(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     rows.add_argument("--limit", type=int, default=20, help="how many (default: 20)")
     show = add("show", _queue_show, "print one row whole, with its history", task=False)
     show.add_argument("id", help="request id, as in the x-request-id header")
-    export = add("export", _queue_export, "write the rows as OpenAI chat JSONL to standard output")
+    export = add("export", _queue_export, "write the rows to standard output, for another tool")
     export.add_argument("--state", help="only rows in this state")
-    load = add("import", _queue_import, "take recorded chats (OpenAI chat JSONL) as exchanges")
-    load.add_argument("file", type=Path, help="JSON lines, .gz accepted")
+    export.add_argument("--format", choices=FORMATS, default="chat", help="(default: chat)")
+    load = add("import", _queue_import, "take recorded chats, or what people answered")
+    load.add_argument("file", type=Path, help="JSON lines, .gz accepted; or an export with answers")
+    load.add_argument(
+        "--format",
+        choices=("chat", *ANNOTATED),
+        default="chat",
+        help="chat: recorded chats become rows; else: answers become corrections (default: chat)",
+    )
+    about = add("clusters", _queue_clusters, "group the fallbacks by what they ask and cost")
+    about.add_argument("--days", type=float, default=30.0, help="how far back (default: 30)")
+    about.add_argument("--groups", type=int, help="how many groups (default: by the rows)")
+    about.add_argument("--json", action="store_true", help="as JSON")
+    requeue = add("requeue", _queue_requeue, "let the next night judge rejected rows again")
+    requeue.add_argument("id", nargs="*", help="request ids (default: all that were rejected)")
+    requeue.add_argument("--reason", help="only rows rejected for this, such as schema")
     erase = add("erase", _queue_erase, "remove the text of rows for good", task=False)
-    erase.add_argument("id", nargs="+", help="request ids")
+    erase.add_argument("id", nargs="*", help="request ids")
+    erase.add_argument("--user", help="all requests of this end user (`user`, or in the metadata)")
 
 
 def _add_feedback(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -308,14 +368,11 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    from retrain.by_hand import calibrate_bundle, sentences
+    from retrain.calibrate_command import calibrate
 
     config = _config(args)
     with _store(config) as store:
-        bundle, routed = calibrate_bundle(config, config.task(args.task), store, args.bundle)
-    print(f"candidate {bundle}", *sentences(routed), sep="\n")
-    print(f"retort promote {bundle}    # to make it the champion")
-    return 0
+        return calibrate(args, config, store)
 
 
 def _promote(args: argparse.Namespace) -> int:
@@ -366,7 +423,8 @@ def _bundles(args: argparse.Namespace) -> int:
     config = _config(args)
     with _store(config) as store:
         for bundle in history(store, config.task(args.task).name):
-            print(f"{bundle.at:%Y-%m-%d %H:%M}  {bundle.state:<9}  {bundle.id}")
+            mark = "  tainted: made with rows erased since" if bundle.tainted else ""
+            print(f"{bundle.at:%Y-%m-%d %H:%M}  {bundle.state:<9}  {bundle.id}{mark}")
     return 0
 
 
@@ -433,12 +491,30 @@ def _feedback_list(args: argparse.Namespace) -> int:
 
 def _queue_export(args: argparse.Namespace) -> int:
     from gateway.storage import exchanges
+    from retrain.queue_formats import written
 
     config = _config(args)
     states = [args.state] if args.state else []
     with _store(config) as store:
-        for line in exchanges.export(store, config.task(args.task).name, states):
+        rows = exchanges.answered(store, config.task(args.task).name, states)
+        for line in written(rows, args.format):
             print(line)
+    return 0
+
+
+def _queue_clusters(args: argparse.Namespace) -> int:
+    from retrain.clusters import show
+
+    return show(args)
+
+
+def _queue_requeue(args: argparse.Namespace) -> int:
+    from gateway.storage import exchanges
+
+    config = _config(args)
+    with _store(config) as store:
+        count = exchanges.requeue(store, config.task(args.task).name, args.id, args.reason)
+    print(f"{count} rows wait for the next night")
     return 0
 
 
@@ -446,11 +522,53 @@ def _queue_import(args: argparse.Namespace) -> int:
     from retrain.traffic import import_traffic, read_traffic
 
     config = _config(args)
+    if args.format != "chat":
+        return _annotate(args, config)
     recorded = read_traffic(args.file)
     with _store(config) as store:
         imported = import_traffic(store, config.task(args.task), recorded)
     print(f"{imported.stored} stored, {imported.repeated} were there already")
     return 0
+
+
+def _review(args: argparse.Namespace) -> int:
+    from retrain.queue_formats import written
+    from retrain.review import ask, label_error, sample, take
+
+    config = _config(args)
+    task = config.task(args.task)
+    with _store(config) as store:
+        rows = sample(store, task, args.share)[: args.limit]
+        if args.format is not None:
+            for line in written(rows, args.format):
+                print(line)
+            return 0
+        for row_id, answer in ask(rows, input, print):
+            for invalid in take(store, task, {row_id: answer}).invalid:
+                print(f"{invalid}: not taken, that answer breaks the output rules")
+        found = label_error(store, task.name)
+    if found.n == 0:
+        print(f"nothing reviewed yet; {found.rows} rows could be")
+        return 0
+    print(
+        f"the teacher was wrong in {found.wrong} of {found.n} reviewed answers:"
+        f" {found.wrong / found.n:.1%} [{found.low:.1%}, {found.high:.1%}]"
+    )
+    return 0
+
+
+def _annotate(args: argparse.Namespace, config: "Config") -> int:
+    from retrain.queue_formats import annotations
+    from retrain.review import take
+
+    answers = annotations(args.file, args.format)
+    with _store(config) as store:
+        done = take(store, config.task(args.task), answers)
+    print(f"{done.right} confirmed, {done.wrong} corrected, {done.unknown} of no row here")
+    if done.invalid:
+        names = ", ".join(done.invalid[:5])
+        print(f"{len(done.invalid)} not taken, against the output rules: {names}", file=sys.stderr)
+    return 1 if done.invalid else 0
 
 
 def _queue_erase(args: argparse.Namespace) -> int:
@@ -459,13 +577,16 @@ def _queue_erase(args: argparse.Namespace) -> int:
 
     config = _config(args)
     with _store(config) as store:
-        erased = exchanges.erase(store, args.id, "retort queue erase")
-    forget(config.state, args.id)
+        ids = [*args.id, *(exchanges.of_user(store, args.user) if args.user else ())]
+        erased = exchanges.erase(store, ids, "retort queue erase")
+    forget(config.state, ids)
     print(f"{erased.rows} rows erased")
     if erased.completions:
         print(f"{erased.completions} stored completions erased")
     if erased.datasets:
         print(f"datasets that hold them, not to be trained on again: {', '.join(erased.datasets)}")
+    if erased.bundles:
+        print(f"bundles made with those, tainted until the next night: {', '.join(erased.bundles)}")
     return 0
 
 

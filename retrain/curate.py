@@ -18,6 +18,8 @@ from router.decision import Answer
 from router.output import OutputSpec, check, disagreement, parse_object
 
 Reason = Literal[
+    "no_consent",  # the application does not let it be learnt from
+    "not_licensed",  # the teacher's terms do not
     "no_answer",  # the teacher answered nothing
     "malformed",  # the request is not a chat, or asks nothing
     "schema",  # the teacher's answer breaks the task's output rules
@@ -81,7 +83,11 @@ def conversation(row: Exchange) -> str:
 
 
 def _useless(row: Exchange) -> Reason | None:
-    """Why the row can neither be asked nor compared."""
+    """Why the row may not be used, or can neither be asked nor compared."""
+    if not row.consent:
+        return "no_consent"
+    if not row.licensed and row.correction is None:
+        return "not_licensed"
     if not (right_answer(row) or "").strip():
         return "no_answer"
     messages = row.body.get("messages")

@@ -102,13 +102,15 @@ def decide(
     max_disagreement: float,
     probe_error: str | None = None,
     labels: Sequence[str | None] = (),
+    tainted: bool = False,
 ) -> Verdict:
     """The verdict of a champion's ``challenge``-th challenge (from 1).
 
     ``labels``: the teacher's class of each test row, for the per-label block. Promoted is a
     challenger that agrees significantly more and does not serve significantly less, or that is
     shown not worse by ``margin`` and serves significantly more. A champion that demonstrably
-    breaks the contract counts as serving nothing.
+    breaks the contract counts as serving nothing. A ``tainted`` champion was made with rows that
+    were erased since: whoever is not worse, and does not serve less, takes its place.
     """
     level = spent(alpha, challenge)
     quality = compare(champion.losses, challenger.losses, level=level)
@@ -157,6 +159,8 @@ def decide(
         return verdict("promote", *notes)
     if better and not serves_less:
         return verdict("promote", *notes)
+    if tainted and not_worse and not serves_less:
+        return verdict("promote", *notes, "the champion was made with rows erased since")
     if better:
         return verdict("hold", *notes, "it agrees more but its certificate lets it answer less")
     if not_worse:

@@ -19,11 +19,13 @@ from router.errors import RouterError
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opponent:
     """The champion to beat; ``id`` None: there is none, and ``why`` says if one is only unfit.
-    ``challenge``: how often it will have been challenged, this time included."""
+    ``challenge``: how often it will have been challenged, this time included; ``tainted``: it was
+    made with rows that were erased since."""
 
     id: str | None = None
     why: str = ""
     challenge: int = 0
+    tainted: bool = False
 
 
 def find_opponent(store: Store, task: str, prompt_hash: str, run_id: str) -> Opponent:
@@ -42,7 +44,8 @@ def find_opponent(store: Store, task: str, prompt_hash: str, run_id: str) -> Opp
             why=f"the champion {champion.id} was trained for another prompt contract and cannot "
             "serve"
         )
-    return Opponent(id=champion.id, challenge=_challenges(store, task, champion.id, run_id) + 1)
+    challenge = _challenges(store, task, champion.id, run_id) + 1
+    return Opponent(id=champion.id, challenge=challenge, tainted=champion.tainted)
 
 
 def _challenges(store: Store, task: str, champion: str, run_id: str) -> int:

@@ -24,6 +24,7 @@ from retrain.harvest import Harvest, harvest
 from retrain.lineage import Opponent, find_opponent, record_evaluation
 from retrain.promote import ensure_loaded, probe_adapter, promote_bundle, read_registered, unload
 from retrain.report import NightReport, write_report
+from retrain.review import label_error
 from retrain.runs import NightRun
 from retrain.splits import Split
 from retrain.train import Row, TrainReport
@@ -125,12 +126,35 @@ class Night:
             lease_s=self.config.nightly.lease_s,
         )
 
+    def tainted(self) -> bool:
+        """Whether the champion was made with rows that were erased since."""
+        champion = bundles.champion(self.store, self.task.name)
+        return champion is not None and champion.tainted
+
     def too_few(self, harvested: Harvest, wanted: int) -> Verdict:
         return Verdict(
             kind="not_enough_evidence",
             reasons=(f"{harvested.waiting} new usable rows; a night needs {wanted}",),
             rows_needed=wanted - harvested.waiting,
         )
+
+    def unreviewed(self) -> Verdict | None:
+        """Why people's reviews of the teacher's answers forbid to train on them."""
+        rules = self.config.nightly
+        if rules.min_reviewed == 0 and rules.max_label_error is None:
+            return None
+        found = label_error(self.store, self.task.name)
+        if found.n < rules.min_reviewed:
+            missing = rules.min_reviewed - found.n
+            reason = f"{found.n} of the teacher's answers were reviewed, not {rules.min_reviewed}"
+            return Verdict(kind="not_enough_evidence", reasons=(reason,), rows_needed=missing)
+        if rules.max_label_error is None or found.low <= rules.max_label_error:
+            return None
+        reason = (
+            f"the teacher was wrong in {found.wrong} of {found.n} reviewed answers, so in at least "
+            f"{found.low:.1%} of all; {rules.max_label_error:.1%} are allowed"
+        )
+        return Verdict(kind="hold", reasons=(reason,), blocks=(reason,))
 
     def freeze(self, max_rows: int | None) -> Version:
         return freeze(self.store, self.task, self.rows, max_rows=max_rows)
@@ -227,6 +251,7 @@ class Night:
                 margin=self.config.nightly.margin,
                 max_disagreement=self.task.contract.max_disagreement,
                 labels=[label_of(spec, row.answer) for row in test],
+                tainted=opponent.tainted,
             )
         self.run.note(verdict=verdict.kind)
         return verdict

@@ -48,8 +48,10 @@ def run(
         night = Night(config=config, task=task, store=store, run=opened, progress=progress)
         do = opened.step
         harvest = do("harvest", Harvest, night.harvest)
-        if harvest.waiting < wanted:
+        if harvest.waiting < wanted and not night.tainted():
             return night.report(night.too_few(harvest, wanted), harvest=harvest)
+        if (unreviewed := night.unreviewed()) is not None:
+            return night.report(unreviewed, harvest=harvest)
         data = do("freeze", Version, lambda: night.freeze(max_rows))
         trained = do("train", TrainReport, lambda: night.train(train))
         champion = do("find the champion", Opponent, night.opponent)

@@ -19,6 +19,7 @@ from typing import Any
 from gateway.config import Task
 from gateway.ids import new_id
 from gateway.prompt import prompt_hash, user_text
+from gateway.redaction import Redaction
 from gateway.storage import exchanges
 from gateway.storage.store import Store
 from gateway.storage.tables import Exchange, utcnow
@@ -174,22 +175,24 @@ def import_traffic(store: Store, task: Task, recorded: Sequence[Recorded]) -> Im
 
 
 def _exchange(task: Task, recorded: Recorded) -> Exchange:
-    body = recorded.body
+    redaction = Redaction(task.redact)
+    body = redaction.json(recorded.body)
     prompt = user_text(task.prompt, body["messages"])
-    canonical = json.dumps(body, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace")
+    canonical = json.dumps(recorded.body, sort_keys=True, ensure_ascii=False)
     return Exchange(
         id=new_id("req"),
-        dedupe_key=exchanges.dedupe_key(task.name, canonical),
+        dedupe_key=exchanges.dedupe_key(task.name, canonical.encode("utf-8", "replace")),
         at=utcnow(),
         task=task.name,
         group_key=exchanges.group_key(prompt, body),
         prompt=prompt,
         body=body,
-        teacher_text=recorded.answer,
+        teacher_text=redaction.text(recorded.answer),
         teacher_model=recorded.model,
         route=Route.TEACHER.value,
         reason=Reason.COLLECT.value,
         sampled=True,
         propensity=1.0,
         prompt_hash=prompt_hash(task.prompt),
+        subject=exchanges.subject(recorded.body),
     )

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import or_
+from sqlalchemy import and_, or_
 from sqlmodel import col, select
 
 from gateway.config import Task
@@ -79,8 +79,9 @@ def freeze(
     other sides, to the newest. Raises LeakageError, and NightError where there is nothing to
     train on or one group swallows the traffic.
     """
-    # a correction may have been withdrawn since the harvest
-    answered = or_(col(Exchange.teacher_text).is_not(None), col(Exchange.correction).is_not(None))
+    # a correction may have been withdrawn since the harvest, and with it what made a row usable
+    taught = and_(col(Exchange.teacher_text).is_not(None), col(Exchange.licensed))
+    answered = and_(or_(taught, col(Exchange.correction).is_not(None)), col(Exchange.consent))
     with store.session() as session:
         rows = session.exec(
             select(Exchange)

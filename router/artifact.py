@@ -27,11 +27,11 @@ from router.ood import Ood
 from router.output import OutputSpec
 from router.plausible import check_arrays, check_router
 from router.report import Ranking, Report
-from router.router import Router
+from router.router import Router, Start
 from router.threshold import NEVER, Certificate
 
 #: Raised whenever old folders stop meaning the same: also when n-gram hashing or signals change.
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 ARRAYS = "arrays.npz"
 #: A file longer than this is none of ours.
@@ -64,6 +64,7 @@ def save(router: Router, folder: Path) -> None:
         },
         "confidence": {"bias": router.confidence.bias},
         "threshold": router.threshold,
+        "start": {"share": router.start.share},
         "certificate": None if router.certificate is None else asdict(router.certificate),
         "report": asdict(router.report),
     }
@@ -147,6 +148,8 @@ def _arrays(router: Router) -> dict[str, NDArray[Any]]:
         "head_weights": head.weights,
         "head_means": head.means,
         "head_scales": head.scales,
+        "start_scores": router.start.scores,
+        "start_losses": router.start.losses,
     }
 
 
@@ -186,6 +189,11 @@ def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
             bias=float(manifest["confidence"]["bias"]),
         ),
         threshold=threshold,
+        start=Start(
+            scores=arrays["start_scores"],
+            losses=arrays["start_losses"],
+            share=float(manifest["start"]["share"]),
+        ),
         certificate=None if certificate is None else Certificate(**certificate),
         report=Report(
             **{

@@ -1,5 +1,5 @@
-"""Personal data and secrets in an answer that were not in the request: what a student may have
-memorised from its training rows.
+"""Personal data and secrets in a text: where they are, and which of them an answer holds that were
+not in the request, as a student may have memorised them from its training rows.
 
 Every expression starts at a word boundary and repeats within bounds, so that the time grows with
 the length of the text and no text can make it explode.
@@ -8,6 +8,7 @@ the length of the text and no text can make it explode.
 import ipaddress
 import re
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 PII = Literal["email", "phone", "iban", "card", "ssn", "ip", "secret"]
@@ -39,7 +40,9 @@ _SECRET = re.compile(
     r"|hf_[A-Za-z0-9]{30,60}"
     r"|[rs]k_live_[A-Za-z0-9]{20,250}"
     r"|eyJ[\w-]{8,4000}\.eyJ[\w-]{8,8000}\.[\w-]{8,4000}"
-    r"|-----BEGIN (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY-----(?:\s{0,2}[A-Za-z0-9+/=]{16,64})?"
+    r"|-----BEGIN (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY-----"
+    r"(?:(?:\s|\\n){0,2}[A-Za-z0-9+/=]{1,80}){0,200}"
+    r"(?:(?:\s|\\n){0,2}-----END (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY-----)?"
     r")"
 )
 #: What the slower expressions need at least: seven digits close together, an address's dot.
@@ -76,12 +79,27 @@ _IBAN_LENGTH = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """``start`` and ``end`` of a value in the text, and the form in which values are compared:
+    case and separators do not count."""
+
+    start: int
+    end: int
+    value: str
+
+
+def find(text: str, kind: PII) -> Iterator[Found]:
+    """The values of one kind in a text, from left to right."""
+    return _FINDERS[kind](text)
+
+
 def leaks(answer: str, request: str, kinds: Collection[PII] = ()) -> Iterator[PII]:
     """The kinds of personal data (none given: all) of which the answer holds a value that the
     request does not hold, in whatever spelling."""
     given = ""
     for kind in kinds or get_args(PII):
-        found = set(_FINDERS[kind](answer))
+        found = {each.value for each in find(answer, kind)}
         if found and not given:
             given = request.casefold() + "\n" + _squeezed(request)
         if any(value not in given for value in found):
@@ -105,46 +123,50 @@ def iban_checks(iban: str) -> bool:
 
 
 def _squeezed(text: str) -> str:
-    """The form in which values are compared: case and separators do not count."""
     return re.sub(r"[ ()\-/.\u00a0]", "", text).casefold()
 
 
-def _emails(text: str) -> Iterator[str]:
+def _found(match: re.Match[str], value: str) -> Found:
+    return Found(match.start(), match.end(), value)
+
+
+def _emails(text: str) -> Iterator[Found]:
     for match in _EMAIL.finditer(text) if "@" in text else ():
         if not _NOWHERE.search(match[1].lower()):
-            yield _squeezed(match[0])
+            yield _found(match, _squeezed(match[0]))
 
 
-def _phones(text: str) -> Iterator[str]:
+def _phones(text: str) -> Iterator[Found]:
     for match in _PHONE.finditer(text) if _DIGITS.search(text) else ():
         digits = re.sub(r"\D", "", match[0])
         if 9 <= len(digits) <= 15 and digits.isascii():
             # without country code and trunk zero, which are written or not
-            yield digits[-8:]
+            yield _found(match, digits[-8:])
 
 
-def _ibans(text: str) -> Iterator[str]:
+def _ibans(text: str) -> Iterator[Found]:
     for match in _IBAN.finditer(text):
-        compact = match[0].replace(" ", "").upper()
         # what follows may be the next word
-        compact = compact[: _IBAN_LENGTH.get(compact[:2], 0)]
+        length = _IBAN_LENGTH.get(match[0][:2].upper(), 0)
+        ends = [at for at, char in enumerate(match[0], 1) if char != " "][:length]
+        compact = match[0].replace(" ", "").upper()[:length]
         if compact and compact.isascii() and iban_checks(compact):
-            yield compact.casefold()
+            yield Found(match.start(), match.start() + ends[-1], compact.casefold())
 
 
-def _cards(text: str) -> Iterator[str]:
+def _cards(text: str) -> Iterator[Found]:
     for match in _CARD.finditer(text) if _DIGITS.search(text) else ():
         digits = re.sub(r"[ -]", "", match[0])
         if digits.isascii() and _ISSUER.match(digits) and luhn(digits) and len({*digits}) > 1:
-            yield digits
+            yield _found(match, digits)
 
 
-def _ssns(text: str) -> Iterator[str]:
+def _ssns(text: str) -> Iterator[Found]:
     for match in _SSN.finditer(text) if _DIGITS.search(text) else ():
-        yield re.sub(r"\D", "", match[0])
+        yield _found(match, re.sub(r"\D", "", match[0]))
 
 
-def _ips(text: str) -> Iterator[str]:
+def _ips(text: str) -> Iterator[Found]:
     patterns = [_IPV4] if _DOTTED.search(text) else []
     for pattern in [*patterns, _IPV6] if text.count(":") > 2 else patterns:
         for match in pattern.finditer(text):
@@ -153,15 +175,15 @@ def _ips(text: str) -> Iterator[str]:
             except ValueError:
                 continue
             if not address.is_loopback and not address.is_unspecified:
-                yield match[0].casefold()
+                yield _found(match, match[0].casefold())
 
 
-def _secrets(text: str) -> Iterator[str]:
+def _secrets(text: str) -> Iterator[Found]:
     for match in _SECRET.finditer(text):
-        yield _squeezed(match[0])
+        yield _found(match, _squeezed(match[0]))
 
 
-_FINDERS: dict[PII, Callable[[str], Iterator[str]]] = {
+_FINDERS: dict[PII, Callable[[str], Iterator[Found]]] = {
     "email": _emails,
     "phone": _phones,
     "iban": _ibans,

@@ -32,6 +32,7 @@ from router.threshold import (
     evidence_expected,
     evidence_needed,
     interval,
+    shares,
 )
 
 Doubles = NDArray[np.float64]
@@ -62,6 +63,18 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Start:
+    """What the certificate of live traffic is started on: the calibration rows that the offline one
+    speaks of, in their order. ``scores``: REJECTED where the draft breaks the output rules.
+    ``share``: the part of the allowed error left to this score, where another was tried on the
+    same rows."""
+
+    scores: Doubles = field(default_factory=lambda: np.zeros(0))
+    losses: Doubles = field(default_factory=lambda: np.zeros(0))
+    share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Router:
     """A fitted router. ``threshold`` is NEVER where there is no certificate. Prompts are what the
     student is told to answer (the user's text, without system prompt), as in training."""
@@ -73,23 +86,32 @@ class Router:
     threshold: float = NEVER
     certificate: Certificate | None = None
     report: Report = field(default_factory=Report)
+    start: Start = field(default_factory=Start)
 
-    def before(self, prompt: str) -> Decision:
+    def before(self, prompt: str, threshold: float | None = None) -> Decision:
         """Whether to ask the student at all: route STUDENT means "go on". ``p_ood`` is always
-        set, also where the student is not certified (the queue and shadow mode want it)."""
+        set, also where the student is not certified (the queue and shadow mode want it).
+        ``threshold``: the live one; None: the router's own."""
         p_ood = self.ood.p_value(prompt)
-        if self.certificate is None:
+        if (self.threshold if threshold is None else threshold) >= NEVER:
             return Decision(route=Route.TEACHER, reason=Reason.NOT_CERTIFIED, p_ood=p_ood)
         if p_ood <= self.ood_epsilon:
             return Decision(route=Route.TEACHER, reason=Reason.OOD, p_ood=p_ood)
         return Decision(route=Route.STUDENT, reason=Reason.TRUSTED, p_ood=p_ood)
 
-    def after(self, prompt: str, answer: Answer, p_ood: float | None = None) -> Decision:
-        """Whether the student's draft may be served. ``p_ood`` is passed through."""
+    def after(
+        self,
+        prompt: str,
+        answer: Answer,
+        p_ood: float | None = None,
+        threshold: float | None = None,
+    ) -> Decision:
+        """Whether the student's draft may be served. ``p_ood`` is passed through; ``threshold`` as
+        in ``before``."""
         score = self.score(prompt, answer)
         if check(self.spec, answer) is not None:
             route, reason = Route.TEACHER, Reason.INVALID
-        elif score < self.threshold:
+        elif score < (self.threshold if threshold is None else threshold):
             route, reason = Route.TEACHER, Reason.UNSURE
         else:
             route, reason = Route.STUDENT, Reason.TRUSTED
@@ -125,11 +147,16 @@ def fit_router(
     )
     router = Router(spec=spec, ood=ood, ood_epsilon=ood_epsilon, confidence=default(spec.kind))
     if not calibration:
-        return replace(router, report=_report(router, _Rows(), max_disagreement, 1 - confidence))
+        delta, _ = shares(1.0 - confidence)
+        return replace(router, report=_report(router, _Rows(), max_disagreement, delta))
     rows = _Rows.of(router, calibration)
-    delta = 1.0 - confidence
+    delta, _ = shares(1.0 - confidence)
     chosen, certificate, certified = _certify(router, rows, max_disagreement, delta, seed)
-    router = replace(router, confidence=chosen)
+    share = 1.0
+    if len(rows.prompts) >= HEAD_ROWS:
+        share = HEAD_DELTA if chosen.learned else 1.0 - HEAD_DELTA
+    start = Start(scores=certified.scores(chosen), losses=certified.losses, share=share)
+    router = replace(router, confidence=chosen, start=start)
     if certificate is not None:
         router = replace(
             router,

@@ -34,6 +34,10 @@ GRID: tuple[float, ...] = (
 #: Shares of the largest admissible bet; their mean wealth is the betting test.
 BETS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
 
+#: The part of the allowed error that the offline certificate gets; the rest is for the live one.
+#: Fixed before any data, so that both hold at once and the laxer of them may be used.
+OFFLINE_SHARE = 0.5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
@@ -104,6 +108,12 @@ def certify(
         coverage_high=high,
         method="clopper-pearson" if binary else "betting",
     )
+
+
+def shares(delta: float) -> tuple[float, float]:
+    """How ``delta`` is split: for the offline certificate, and for that of live traffic."""
+    offline = OFFLINE_SHARE * delta
+    return offline, delta - offline
 
 
 def evidence_needed(n: int, errors: float, alpha: float, delta: float) -> int:

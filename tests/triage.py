@@ -22,15 +22,19 @@ Promote = Callable[..., str]
 def configuration(
     state: Path, fakes: tuple[FakeOpenAI, FakeOpenAI], task: dict[str, Any], **sections: Any
 ) -> Config:
-    """``fakes``: teacher and student; in dollars per million tokens they cost 10 and 30, and 1."""
+    """``fakes``: teacher and student; in dollars per million tokens they cost 10 and 30, and 1.
+    ``audit_rate`` in the task stands for ``audit.rate``, without its floors."""
     teacher, student = fakes
     triage = {
         "name": "triage",
         "claim": {"system": SYSTEM},
         "prompt": {"system": "Triage."},
         "output": {"kind": "label", "labels": [*LABELS, "refund!"], "max_tokens": 16},
-        "audit_rate": 0.0,
     }
+    # no floors: tests count their audits
+    rate = {"rate": task.get("audit_rate", 0.0), "per_day": 0, "first_requests": 0, "reask": 0.0}
+    task = {name: value for name, value in task.items() if name != "audit_rate"}
+    task["audit"] = rate | task.get("audit", {})
     dear = {"input_usd": 10.0, "output_usd": 30.0}
     data: dict[str, Any] = {
         "state_dir": str(state),

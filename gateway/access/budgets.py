@@ -68,7 +68,7 @@ class Budgets:
         self._show_at = 0.0
         self._refused = {
             kind: metrics.limited_requests_total.labels(f"{kind}_budget")
-            for kind in ("task", "key")
+            for kind in ("task", "key", "audit")
         }
 
     @property
@@ -79,16 +79,43 @@ class Budgets:
         return None
 
     async def hold(
-        self, raw: bytes, *, task: Task | None = None, caller: Caller = ANYBODY
+        self, raw: bytes, *, task: Task | None = None, caller: Caller = ANYBODY, audit: bool = False
     ) -> Hold | None:
         """Set aside what a call with this body may cost, in every budget it falls under; None
-        where it falls under none. Raises InsufficientQuota."""
-        wanted = self._wanted(task, caller)
+        where it falls under none. ``audit``: those of the task's audits too. Raises
+        InsufficientQuota."""
+        wanted = self._wanted(task, caller, audit=audit)
         if not wanted:
             return None
-        usd = self._priced(self.cost(guess(raw), model_named(raw)))
+        usd = self.estimate(raw)
         if usd is None:
             return None
+        return await self._hold(wanted, usd)
+
+    async def room(self, task: Task, usd: float) -> bool:
+        """Whether an audit of this task that costs so much would be paid now."""
+        held: list[Purse] = []
+        try:
+            for purse in self._wanted(task, ANYBODY, audit=True):
+                if not await self._try(purse, usd):
+                    return False
+                held.append(purse)
+        except InsufficientQuota:
+            return False
+        finally:
+            Hold(held, usd).settle(0.0)
+        return True
+
+    def overdraw(self, task: Task) -> Hold:
+        """For an audit that was promised, and is made whatever the budgets have left: what it costs
+        is charged all the same."""
+        return Hold(self._wanted(task, ANYBODY, audit=True), 0.0)
+
+    def estimate(self, raw: bytes) -> float | None:
+        """What a call with this body may cost; None where no price is known."""
+        return self._priced(self.cost(guess(raw), model_named(raw)))
+
+    async def _hold(self, wanted: Sequence[Purse], usd: float) -> Hold:
         held: list[Purse] = []
         try:
             for purse in wanted:
@@ -116,14 +143,18 @@ class Budgets:
                 await asyncio.gather(*returns, return_exceptions=True)
         await self._batches.close(self._wait_s)
 
-    def _wanted(self, task: Task | None, caller: Caller) -> list[Purse]:
-        if (task is None or not _exists(task.budget)) and not caller.budgeted:
+    def _wanted(self, task: Task | None, caller: Caller, *, audit: bool = False) -> list[Purse]:
+        audits = audit and task is not None and _exists(task.audit.budget)
+        if (task is None or not _exists(task.budget)) and not caller.budgeted and not audits:
             return []
         now = self._now()
         found = []
         if task is not None:
             account = f"task:{task.name}"
             found += self._of(account, task.budget.daily_usd, task.budget.monthly_usd, now)
+            if audits:
+                of = task.audit.budget
+                found += self._of(f"audit:{task.name}", of.daily_usd, of.monthly_usd, now)
         found += self._of(f"key:{caller.id}", caller.daily_usd, caller.monthly_usd, now)
         return found
 
@@ -255,7 +286,9 @@ def _exists(budget: Budget) -> bool:
 def _whose(purse: Purse) -> str:
     which = "monthly" if len(purse.period) == 7 else "daily"
     of = purse.account.partition(":")[2]
-    whose = f"the task '{of}'" if purse.kind == "task" else "this API key"
+    whose = {"task": f"the task '{of}'", "audit": f"the audits of '{of}'"}.get(
+        purse.kind, "this API key"
+    )
     return f"{which} budget of {whose}"
 
 

@@ -36,7 +36,7 @@ class Purse:
 
     @property
     def kind(self) -> str:
-        """task or key"""
+        """task, audit or key"""
         return self.account.partition(":")[0]
 
 

@@ -291,6 +291,7 @@ def _audited(since: datetime, until: datetime) -> Select[Any]:
             audit.at >= since,
             audit.at < until,
             audit.teacher_usd.is_not(None),
+            audit.status < 400,  # a lost one tells nothing
             request.cost_usd.is_not(None),
         )
         .group_by(audit.task)
@@ -301,6 +302,8 @@ def _sums(row: Row[Any]) -> Sums:
     spent = float(row.student_usd) + float(row.teacher_usd)
     if row.kind == "audit":
         return Sums(audits=int(row.requests), audits_unknown=int(row.unknown), audit_usd=spent)
+    if row.kind == "reaudit":
+        return Sums(audits_unknown=int(row.unknown), audit_usd=spent)
     if row.kind == "judge":
         return Sums(judge_usd=spent)
     if row.kind == "label":

@@ -19,7 +19,15 @@ from sqlmodel import Session, col, select
 
 from gateway.errors import BundleError
 from gateway.storage.store import Store
-from gateway.storage.tables import Bundle, BundleEvent, BundleState, utcnow
+from gateway.storage.tables import (
+    Bundle,
+    BundleEvent,
+    BundleState,
+    DatasetRow,
+    Exchange,
+    State,
+    utcnow,
+)
 
 MANIFEST = "bundle.json"
 FORMAT = 1
@@ -185,11 +193,21 @@ def register(
                 parent=parent,
                 dataset_id=files.dataset_id,
                 run_id=run_id,
+                tainted=_holds_erased(session, files.dataset_id),
                 summary=dict(summary or {}),
             )
             session.add(bundle)
             _write_event(session, bundle, "registered", "")
     return bundle
+
+
+def _holds_erased(session: Session, dataset: str | None) -> bool:
+    """Rows may be erased while a student is trained on them."""
+    erased = select(DatasetRow.exchange_id).join(
+        Exchange, col(Exchange.id) == col(DatasetRow.exchange_id)
+    )
+    of_it = erased.where(DatasetRow.dataset_id == dataset, Exchange.state == State.ERASED)
+    return session.exec(of_it.limit(1)).first() is not None
 
 
 def champion(store: Store, task: str) -> Bundle | None:

@@ -9,15 +9,16 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
-import orjson
 from sqlalchemy import ColumnElement, func, or_, update
 from sqlmodel import Session, col, select
 
 from gateway.errors import StoreError
-from gateway.storage import response_store
+from gateway.storage import pending, response_store
 from gateway.storage.database import refused_in_one_line
 from gateway.storage.store import Store
 from gateway.storage.tables import (
+    Bundle,
+    BundleEvent,
     DatasetRow,
     Exchange,
     ExchangeEvent,
@@ -29,7 +30,9 @@ from gateway.storage.tables import (
 
 #: ids in one SQL statement
 CHUNK = 500
-#: where applications put the id of a conversation in a request's metadata
+#: where applications put the id of their user in a request's metadata
+SUBJECT = ("user", "user_id", "end_user", "customer_id")
+#: where they put the id of a conversation
 CONVERSATION = ("conversation_id", "conversation", "thread_id", "session_id", "chat_id")
 
 
@@ -75,6 +78,42 @@ def _opening(messages: Any) -> str | None:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def subject(body: Mapping[str, Any]) -> str:
+    """What is kept of the end user's id: enough to find the rows when that user asks for erasure,
+    also after redaction. Empty where the request names nobody."""
+    metadata = body.get("metadata")
+    named = metadata if isinstance(metadata, Mapping) else {}
+    for value in (body.get("safety_identifier"), body.get("user"), *map(named.get, SUBJECT)):
+        if isinstance(value, str) and value:
+            return subject_of(value)
+    return ""
+
+
+def subject_of(user: str) -> str:
+    return _hash("user\0" + user)
+
+
+def of_user(store: Store, user: str) -> list[str]:
+    """Ids of the rows, and of stored completions without one, of an end user's requests."""
+    rows = select(Exchange.id).where(Exchange.subject == subject_of(user))
+    body, labels = col(StoredCompletion.body), col(StoredCompletion.labels)
+    named = (body[name].as_string() for name in ("user", "safety_identifier"))
+    tagged = (labels[name].as_string() for name in SUBJECT)
+    kept = select(StoredCompletion.id).where(or_(*(each == user for each in (*named, *tagged))))
+    with store.session() as session:
+        return [*session.exec(rows), *session.exec(kept)]
+
+
+def known(store: Store, keys: Sequence[str]) -> set[str]:
+    """Which of these dedupe keys are in the queue, erased ones included."""
+    found: set[str] = set()
+    with store.session() as session:
+        for chunk in _chunks(keys):
+            statement = select(Exchange.dedupe_key).where(col(Exchange.dedupe_key).in_(chunk))
+            found.update(session.exec(statement))
+    return found
 
 
 def claim(
@@ -208,24 +247,41 @@ def show(store: Store, exchange_id: str) -> tuple[Exchange, list[ExchangeEvent]]
         return row, list(session.exec(events.order_by(col(ExchangeEvent.id))))
 
 
-def export(store: Store, task: str, states: Collection[str] = ()) -> Iterator[str]:
-    """Rows that have a teacher's answer, or a correction in its place, as OpenAI chat JSONL,
-    oldest first, one line each."""
-    answered = or_(col(Exchange.teacher_text).is_not(None), col(Exchange.correction).is_not(None))
+def answered(store: Store, task: str, states: Collection[str] = ()) -> Iterator[Exchange]:
+    """Rows that have a teacher's answer, or a correction in its place, oldest first."""
+    known = or_(col(Exchange.teacher_text).is_not(None), col(Exchange.correction).is_not(None))
     statement = (
         select(Exchange)
-        .where(Exchange.task == task, answered)
+        .where(Exchange.task == task, known)
         .order_by(col(Exchange.at), col(Exchange.id))
         .execution_options(yield_per=CHUNK)
     )
     if states:
         statement = statement.where(col(Exchange.state).in_(list(states)))
     with store.session() as session:
-        for row in session.exec(statement):
-            messages = list(row.body.get("messages") or [{"role": "user", "content": row.prompt}])
-            text = row.teacher_text if row.correction is None else row.correction
-            answer = {"role": "assistant", "content": text}
-            yield orjson.dumps({"messages": [*messages, answer]}).decode()
+        yield from session.exec(statement)
+
+
+def requeue(store: Store, task: str, ids: Sequence[str] = (), reason: str | None = None) -> int:
+    """Give rejected rows (``ids``: these; ``reason``: those rejected for it; neither: all) another
+    judgement by the next night; returns how many."""
+    statement = select(Exchange.id).where(Exchange.task == task, Exchange.state == State.REJECTED)
+    if ids:
+        statement = statement.where(col(Exchange.id).in_(ids))
+    with store.session() as session:
+        rejected = list(session.exec(statement))
+        if reason is not None:
+            last = (
+                select(func.max(ExchangeEvent.id))
+                .where(ExchangeEvent.state == State.REJECTED)
+                .group_by(col(ExchangeEvent.exchange_id))
+            )
+            why = select(ExchangeEvent.exchange_id).where(
+                col(ExchangeEvent.id).in_(last), ExchangeEvent.detail == reason
+            )
+            for_it = set(session.exec(why))
+            rejected = [one for one in rejected if one in for_it]
+    return move(store, rejected, State.CAPTURED, "requeued")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +289,8 @@ class Erasure:
     rows: int
     datasets: tuple[str, ...]
     """Dataset versions that hold a copy of an erased row, and must not be trained on again."""
+    bundles: tuple[str, ...] = ()
+    """Bundles made with those datasets, now marked tainted."""
     completions: int = 0
     """Stored completions of the same requests."""
 
@@ -257,9 +315,10 @@ def erase_in(session: Session, ids: Sequence[str], detail: str = "") -> Erasure:
     datasets: set[str] = set()
     for chunk in _chunks(ids):
         response_store.erase_requests(session, chunk)
+        pending.erase(session, chunk)
     for row in _locked(session, ids, Exchange.state != State.ERASED):
         row.prompt, row.body = "", {}
-        row.teacher_text = row.student_text = row.correction = None
+        row.teacher_text = row.student_text = row.correction = row.signals = None
         row.dedupe_key, row.group_key = f"erased:{row.id}", ""
         row.state = State.ERASED
         row.lease_owner = row.lease_until = None
@@ -272,7 +331,30 @@ def erase_in(session: Session, ids: Sequence[str], detail: str = "") -> Erasure:
         datasets.update(session.exec(holders.distinct()))
         said = or_(col(Feedback.id).in_(chunk), col(Feedback.exchange_id).in_(chunk))
         session.execute(update(Feedback).where(said).values(correction=None, comment=None))
-    return Erasure(rows=count, datasets=tuple(sorted(datasets)))
+    return Erasure(
+        rows=count, datasets=tuple(sorted(datasets)), bundles=tuple(_taint(session, datasets))
+    )
+
+
+def _taint(session: Session, datasets: Collection[str]) -> list[str]:
+    """Mark the bundles made with these datasets; their ids, those that were marked before too."""
+    made = select(Bundle).where(col(Bundle.dataset_id).in_(datasets)).order_by(col(Bundle.id))
+    bundles = session.exec(made.with_for_update()).all() if datasets else []
+    for bundle in bundles:
+        if bundle.tainted:
+            continue
+        bundle.tainted = True
+        detail = f"rows of {bundle.dataset_id} were erased"
+        session.add(
+            BundleEvent(
+                bundle_id=bundle.id,
+                task=bundle.task,
+                at=utcnow(),
+                event="tainted",
+                detail=detail,
+            )
+        )
+    return [bundle.id for bundle in bundles]
 
 
 def _erase_completions(session: Session, ids: Sequence[str]) -> int:

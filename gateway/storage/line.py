@@ -12,6 +12,7 @@ from typing import ClassVar
 from sqlmodel import SQLModel
 
 from gateway.money.pricing import Usage
+from gateway.storage.promise import Promise
 from gateway.storage.tables import utcnow
 
 #: the task of traffic that no task claims
@@ -48,6 +49,9 @@ class Line:
     propensity: float | None = None
     guess: float | None = None
     loss: float | None = None
+    least: float | None = None
+    written_at: datetime | None = None
+    heard: bool = False
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
@@ -75,7 +79,7 @@ class Line:
 
 
 #: what the store takes
-Row = SQLModel | Line
+Row = SQLModel | Line | Promise
 
 
 def endpoint_of(path: str) -> str:

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -61,6 +62,9 @@ def m001_initial(connection: Connection) -> None:
         Column("propensity", Float),
         Column("guess", Float),
         Column("loss", Float),
+        Column("least", Float),
+        Column("written_at", time),
+        Column("heard", Boolean, nullable=False),
         Column("duration_ms", Float, nullable=False),
         Column("first_token_ms", Float),
         Column("prompt_tokens", Integer),
@@ -85,6 +89,13 @@ def m001_initial(connection: Connection) -> None:
         Column("student_ms", Float),
         Column("teacher_ms", Float),
         Column("overhead_ms", Float),
+        Index(
+            "ix_request_unheard",
+            "task",
+            "bundle",
+            sqlite_where=text("kind = 'audit' AND NOT heard"),
+            postgresql_where=text("kind = 'audit' AND NOT heard"),
+        ),
     )
     Table(
         "exchange",
@@ -109,8 +120,12 @@ def m001_initial(connection: Connection) -> None:
         Column("propensity", Float, nullable=False),
         Column("bundle", String),
         Column("check", String),
+        Column("signals", JSON),
         Column("prompt_hash", String, nullable=False),
         Column("caller", String, nullable=False),
+        Column("subject", String, nullable=False, index=True),
+        Column("consent", Boolean, nullable=False),
+        Column("licensed", Boolean, nullable=False),
         Column("state", String, nullable=False),
         Column("seen", Integer, nullable=False),
         Column("attempts", Integer, nullable=False),
@@ -155,6 +170,7 @@ def m001_initial(connection: Connection) -> None:
         Column("parent", String),
         Column("dataset_id", String),
         Column("run_id", String),
+        Column("tainted", Boolean, nullable=False),
         Column("summary", JSON, nullable=False),
         Index(
             "ix_bundle_one_champion",
@@ -316,12 +332,93 @@ def m004_responses(connection: Connection) -> None:
     meta.create_all(connection)
 
 
+def m005_certificates(connection: Connection) -> None:
+    meta = MetaData()
+    time = DateTime(timezone=True)
+    Table(
+        "certificate",
+        meta,
+        Column("task", String, primary_key=True),
+        Column("bundle", String, primary_key=True),
+        Column("version", Integer, nullable=False),
+        Column("epoch", Integer, nullable=False),
+        Column("since", String, nullable=False),
+        Column("frontier", String, nullable=False),
+        Column("settle_s", Float, nullable=False),
+        Column("audit_wait_s", Float, nullable=False),
+        Column("state", LargeBinary, nullable=False),
+        Column("threshold", Float, nullable=False),
+        Column("certified", Boolean, nullable=False),
+        Column("coverage", Float, nullable=False),
+        Column("coverage_low", Float, nullable=False),
+        Column("coverage_high", Float, nullable=False),
+        Column("n", Integer, nullable=False),
+        Column("audits", Integer, nullable=False),
+        Column("labels", Integer, nullable=False),
+        Column("detail", JSON, nullable=False),
+        Column("alarms", JSON),
+        Column("alarm", String),
+        Column("drift", JSON),
+        Column("updated_at", time, nullable=False),
+    )
+    Table(
+        "incident",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("task", String, nullable=False, index=True),
+        Column("bundle", String, nullable=False),
+        Column("at", time, nullable=False),
+        Column("kind", String, nullable=False),
+        Column("detail", String, nullable=False),
+        Column("done", String, nullable=False),
+        Column("threshold_before", Float),
+        Column("threshold_after", Float),
+        Column("cleared_at", time),
+    )
+    meta.create_all(connection)
+
+
+def m006_pending_audits(connection: Connection) -> None:
+    meta = MetaData()
+    time = DateTime(timezone=True)
+    Table(
+        "pending_audit",
+        meta,
+        Column("id", String, primary_key=True),
+        Column("at", time, nullable=False),
+        Column("task", String, nullable=False),
+        Column("bundle", String),
+        Column("caller", String, nullable=False),
+        Column("endpoint", String, nullable=False),
+        Column("dedupe_key", String, nullable=False),
+        Column("body", JSON, nullable=False),
+        Column("prompt", String, nullable=False),
+        Column("student_text", String, nullable=False),
+        Column("prompt_hash", String, nullable=False),
+        Column("consent", Boolean, nullable=False),
+        Column("broken", Boolean, nullable=False),
+        Column("reason", String, nullable=False),
+        Column("score", Float),
+        Column("p_ood", Float),
+        Column("propensity", Float, nullable=False),
+        Column("uniform", Float, nullable=False),
+        Column("guess", Float),
+        Column("expires", time, nullable=False),
+        Column("attempts", Integer, nullable=False),
+        Column("lease_owner", String, nullable=False),
+        Column("lease_until", time, nullable=False, index=True),
+    )
+    meta.create_all(connection)
+
+
 #: in the order in which they are applied
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     m001_initial,
     m002_keys,
     m003_stored,
     m004_responses,
+    m005_certificates,
+    m006_pending_audits,
 )
 
 

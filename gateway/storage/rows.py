@@ -10,7 +10,7 @@ from sqlmodel import SQLModel
 
 from gateway.errors import StoreError
 from gateway.storage.line import Row
-from gateway.storage.tables import Exchange, ExchangeEvent
+from gateway.storage.tables import Exchange, ExchangeEvent, utcnow
 
 Outcome = Literal["stored", "duplicate"]
 Values = dict[str, Any]
@@ -18,7 +18,7 @@ Values = dict[str, Any]
 #: what an audit knows of a row that feedback made
 _AUDITED = (
     *("dedupe_key", "teacher_text", "teacher_model", "student_text", "score", "p_ood"),
-    *("sampled", "propensity", "bundle"),
+    *("sampled", "propensity", "bundle", "signals"),
 )
 _exchange: Table = Exchange.metadata.tables["exchange"]
 _event: Table = ExchangeEvent.metadata.tables["exchange_event"]
@@ -124,6 +124,8 @@ def _values(row: Row) -> Values:
     values = {column.name: storable(getattr(row, column.name)) for column in table.columns}
     if values.get("id", "") is None:
         del values["id"]  # the database counts these
+    if values.get("written_at", "") is None:
+        values["written_at"] = utcnow()
     return values
 
 

@@ -24,6 +24,7 @@ from gateway.storage.line import Row
 from gateway.storage.tables import (
     Exchange,
     ExchangeEvent,
+    PendingAudit,
     Request,
     StoredCompletion,
     StoredResponse,
@@ -35,7 +36,14 @@ logger = logging.getLogger(__name__)
 SEGMENT_BYTES = 16_000_000
 MODELS: dict[str, type[SQLModel]] = {
     str(model.__tablename__): model
-    for model in (Exchange, ExchangeEvent, Request, StoredCompletion, StoredResponse)
+    for model in (
+        Exchange,
+        ExchangeEvent,
+        Request,
+        StoredCompletion,
+        StoredResponse,
+        PendingAudit,
+    )
 }
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, Integer, text
+from sqlalchemy import JSON, BigInteger, Column, DateTime, Index, Integer, LargeBinary, text
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
@@ -65,6 +65,15 @@ class Request(SQLModel, table=True):
     """
 
     __tablename__ = "request"
+    __table_args__ = (
+        Index(
+            "ix_request_unheard",
+            "task",
+            "bundle",
+            sqlite_where=text("kind = 'audit' AND NOT heard"),
+            postgresql_where=text("kind = 'audit' AND NOT heard"),
+        ),
+    )
     id: str = Field(primary_key=True)
     at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False, index=True))
     task: str = Field(index=True)
@@ -78,12 +87,20 @@ class Request(SQLModel, table=True):
     sampled: bool = False
     """Whether the student's answer, if it is the one served, is audited."""
     propensity: float | None = None
-    """With which probability it was to be sampled; null where no bundle was live."""
+    """With which probability it was to be sampled; 0: nothing was to be known of its loss. Null
+    where no bundle was live."""
     guess: float | None = None
     """The loss expected of the draft, fixed before the loss was seen."""
     loss: float | None = None
     """Disagreement of the student's draft with the teacher: here of a draft that was not served, in
     the row of the audit of one that was. Null where one of both is unknown."""
+    least: float | None = None
+    """The least propensity that any request could have had then, whatever its draft; null where no
+    bundle was live."""
+    written_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+    """When the row came to the database: later than `at` where it had to wait."""
+    heard: bool = False
+    """Of an audit: whether the alarms have counted it."""
     duration_ms: float
     first_token_ms: float | None = None
     prompt_tokens: int | None = None
@@ -97,10 +114,11 @@ class Request(SQLModel, table=True):
     completion_id: str | None = Field(default=None, index=True)
     """The `id` of the answer the client received."""
     kind: str = "answer"
-    """answer: a request; audit: the teacher asked about a student's answer; judge, label: calls of
-    the retraining loop."""
+    """answer: a request; audit: the teacher asked about a student's answer; reaudit: asked once
+    more; judge: a model that compares both answers, here or in a night; label: a call of the
+    retraining loop."""
     parent: str | None = None
-    """Of an audit: id of the request."""
+    """Of an audit, and what belongs to it: id of the request."""
     endpoint: str = "chat/completions"
     """chat/completions | completions | embeddings | responses | messages | other"""
     model: str | None = None
@@ -163,10 +181,20 @@ class Exchange(SQLModel, table=True):
     bundle: str | None = None
     check: str | None = None
     """Name of the check that student_text failed."""
+    signals: dict[str, float] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True))
+    )
+    """How sure the student was of student_text, in numbers (`router/kept_signals.py`)."""
     prompt_hash: str = ""
     """Hash of the prompt contract in force."""
     caller: str = ""
     """Id of the API key; empty where none is needed."""
+    subject: str = Field(default="", index=True)
+    """SHA-256 of the end user's id where the request names one; for erasure."""
+    consent: bool = True
+    """The application lets this exchange be learnt from."""
+    licensed: bool = True
+    """Its teacher's answers may be learnt from; a correction may whatever its terms are."""
     state: str = State.CAPTURED
     seen: int = 1
     """How often the same request came."""
@@ -226,6 +254,8 @@ class Bundle(SQLModel, table=True):
     """The champion it was compared with."""
     dataset_id: str | None = None
     run_id: str | None = None
+    tainted: bool = False
+    """Made with rows that were erased since; the next night replaces it."""
     summary: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
 
 
@@ -236,7 +266,7 @@ class BundleEvent(SQLModel, table=True):
     task: str = Field(index=True)
     at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
     event: str
-    """registered | promoted | retired | rolled_back | rejected"""
+    """registered | promoted | retired | rolled_back | rejected | tainted"""
     detail: str = ""
 
 
@@ -338,7 +368,7 @@ class Spending(SQLModel, table=True):
 
     __tablename__ = "spending"
     account: str = Field(primary_key=True)
-    """`task:` and its name, or `key:` and its id."""
+    """`task:` or `audit:` and the task's name, or `key:` and its id."""
     period: str = Field(primary_key=True)
     """A day or month of UTC: 2026-11-24, 2026-11."""
     taken_usd: float
@@ -405,3 +435,106 @@ class StoredResponse(SQLModel, table=True):
     """The conversation up to this response, as input items, without instructions."""
     body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
     """The response as the client got it."""
+
+
+class Certificate(SQLModel, table=True):
+    """The live certificate of one bundle of a task: what the ledger says so far, and the threshold
+    that follows. Replaced under its lock, by whichever gateway folds the next rows into it."""
+
+    __tablename__ = "certificate"
+    task: str = Field(primary_key=True)
+    bundle: str = Field(primary_key=True)
+    version: int
+    """Counts the changes: a gateway never goes back to an older state."""
+    epoch: int = 1
+    """Counts the starts: from 2 on after an alarm, or under a changed contract."""
+    since: str = ""
+    """Requests with ids after this one count. Empty: all of the bundle's, and before them its
+    calibration rows."""
+    frontier: str = ""
+    """Every request up to this id has been counted, or left out for good."""
+    settle_s: float
+    """A row that was written later than this after its request came is left out."""
+    audit_wait_s: float
+    """An audit that is not there so long after its request came is lost, and counts as loss 1."""
+    state: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    """The capital and the counts, as arrays (npz)."""
+    threshold: float
+    """What gateways use; 1.01: never."""
+    certified: bool
+    coverage: float
+    """Share of the counted requests with a score of at least the threshold."""
+    coverage_low: float
+    coverage_high: float
+    n: int
+    audits: int
+    labels: int
+    detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """Further figures for people: estimate, next threshold, audits still needed."""
+    alarms: dict[str, Any] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True), nullable=True)
+    )
+    """The state of the alarms; null while nothing is served."""
+    alarm: str | None = None
+    """harm | shift, while it stands: the teacher answers until the student is certified anew."""
+    drift: dict[str, Any] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True), nullable=True)
+    )
+    """The last window of requests that was looked at for drift."""
+    updated_at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+
+
+class Incident(SQLModel, table=True):
+    """An alarm or a drift: what was seen, and what was done."""
+
+    __tablename__ = "incident"
+    id: str = Field(primary_key=True)
+    task: str = Field(index=True)
+    bundle: str
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    kind: str
+    """harm | shift | drift"""
+    detail: str
+    done: str
+    threshold_before: float | None = None
+    threshold_after: float | None = None
+    cleared_at: datetime | None = Field(default=None, sa_column=Column(UTCDateTime))
+
+
+class PendingAudit(SQLModel, table=True):
+    """An audit that was promised and is not made yet, with the text it needs. The gateway writes
+    its rows as `storage/promise.py: Promise`; they go when the audit is in the ledger."""
+
+    __tablename__ = "pending_audit"
+    id: str = Field(primary_key=True)
+    """The request id."""
+    at: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    task: str
+    bundle: str | None = None
+    caller: str = ""
+    endpoint: str
+    dedupe_key: str
+    """As the exchange that the audit becomes will have it."""
+    body: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    """The request as the client sent it; empty where it was erased, or holds what may not be
+    stored: then only the gateway that promised the audit can make it."""
+    prompt: str
+    student_text: str
+    prompt_hash: str = ""
+    consent: bool
+    """As the exchange will have it."""
+    broken: bool
+    """The answer breaks the output rules, which is a full loss whatever the teacher says."""
+    reason: str
+    score: float | None = None
+    p_ood: float | None = None
+    propensity: float
+    uniform: float
+    """The part of the propensity that does not depend on the draft."""
+    guess: float | None = None
+    expires: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
+    """When it is given up, and counts as a disagreement."""
+    attempts: int = 0
+    """How many gateways have taken it over."""
+    lease_owner: str
+    lease_until: datetime = Field(sa_column=Column(UTCDateTime, nullable=False, index=True))

@@ -6,9 +6,10 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from gateway.audit import answer_text
+from gateway.audits.teacher import answer_text
 from gateway.lane import Lane
 from gateway.prompt import prompt_hash, user_text
+from gateway.redaction import Redaction
 from gateway.storage import exchanges
 from gateway.storage.tables import (
     Exchange,
@@ -63,10 +64,12 @@ def row_for(
         body = {"model": subject.task, "messages": list(messages)}
     else:
         return None, "its text was not kept: send 'messages' along"
+    redaction = Redaction(lane.task.redact)
+    said, body = body, redaction.json(body)
     prompt = user_text(lane.task.prompt, body["messages"])
     if not prompt.strip():
         return None, "its messages hold no user text"
-    row = _made(subject, body, prompt, lane, caller)
+    row = _made(subject, said, body, prompt, redaction, lane, caller)
     session.add(row)
     return row, None
 
@@ -81,19 +84,28 @@ def _repeated(
         return session.exec(same.with_for_update()).first()
     if messages is None:
         return None
+    messages = Redaction(lane.task.redact).json(messages)
     prompt = user_text(lane.task.prompt, messages)
     group = exchanges.group_key(prompt, {"messages": messages})
     near = session.exec(mine.where(Exchange.group_key == group).with_for_update()).all()
     return next((row for row in near if row.body.get("messages") == messages), None)
 
 
-def _made(subject: Subject, body: Body, prompt: str, lane: Lane, caller: str) -> Exchange:
+def _made(
+    subject: Subject,
+    said: Body,
+    body: Body,
+    prompt: str,
+    redaction: Redaction,
+    lane: Lane,
+    caller: str,
+) -> Exchange:
     """A row nobody drew at random: `sampled` is False, so it proves nothing, but teaches."""
     asked, stored = subject.request, subject.stored
     # the ledger is a little behind
     known = stored if asked is None else asked
     assert known is not None
-    text = None if stored is None else answer_text(stored.answer)
+    text = redaction.optional(None if stored is None else answer_text(stored.answer))
     by_student = known.route == Route.STUDENT.value
     return Exchange(
         id=subject.id,
@@ -112,11 +124,15 @@ def _made(subject: Subject, body: Body, prompt: str, lane: Lane, caller: str) ->
         bundle=None if asked is None else asked.bundle,
         prompt_hash=prompt_hash(lane.task.prompt),
         caller=caller,
+        subject=exchanges.subject(said),
+        consent=lane.task.consent == "assumed",
     )
 
 
 def correct(session: Session, row: Exchange, correction: str | None, lane: Lane | None) -> None:
-    """Put the correction (None: none any more) into the row."""
+    """Put the correction (None: none any more) into the row, redacted as the row is."""
+    if correction is not None and lane is not None:
+        correction = Redaction(lane.task.redact).text(correction)
     if row.correction == correction:
         return
     withdrawn = correction is None

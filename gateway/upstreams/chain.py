@@ -279,7 +279,7 @@ class Chain:
                 if wait_s is None:
                     raise
                 if again >= retries or not self._budget.take():
-                    if retries and error.status != 429 and "x-should-retry" not in error.headers:
+                    if again and error.status != 429 and "x-should-retry" not in error.headers:
                         # it was repeated here; the official clients' retries would multiply that
                         error.retry = False
                     raise

@@ -96,6 +96,7 @@ class Upstream:
         max_concurrency: int | None = None,
         model: str | None = None,
         price: Price | None = None,
+        trainable: bool = True,
     ) -> None:
         self.name = name
         self.replica = replica
@@ -103,6 +104,7 @@ class Upstream:
         self.breaker = Breaker()
         self.model = model
         self.price = Price() if price is None else price
+        self.trainable = trainable
         self.in_flight = 0
         self.own_key = api_key is not None
         self._chat = URL(f"{self.base_url}/chat/completions")

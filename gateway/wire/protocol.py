@@ -81,6 +81,8 @@ class Chat:
     forced: Route | None
     #: the text of this exchange may be kept
     keep: bool
+    #: it may be learnt from; None: the client does not say
+    consent: bool | None
     caller: Caller
 
 
@@ -140,7 +142,19 @@ def read_chat(incoming: Incoming) -> Chat:
         forced=_forced(incoming),
         caller=incoming.caller,
         keep=body.get("store") is not False and "x-retort-no-store" not in incoming.headers,
+        consent=_consent(incoming),
     )
+
+
+def _consent(incoming: Incoming) -> bool | None:
+    wish = incoming.headers.get("x-retort-train")
+    if wish is None:
+        return None
+    if wish not in ("yes", "no"):
+        raise InvalidRequest(
+            f"Header x-retort-train must be yes or no, not {wish[:20]!r}.", param="x-retort-train"
+        )
+    return wish == "yes"
 
 
 def read_json(raw: bytes) -> Body:

@@ -7,7 +7,6 @@ from typing import TypeVar
 from sqlmodel import col, select
 
 from gateway.errors import RetortError
-from gateway.lane import sampled
 from gateway.money.pricing import add
 from gateway.storage.store import Store
 from gateway.storage.tables import Exchange, Request
@@ -30,7 +29,6 @@ def read_back(
     *,
     teachers: Mapping[str, str],
     spec: OutputSpec,
-    audit_rate: float,
 ) -> list[Played]:
     """The outcomes with what was written down about them.
 
@@ -39,7 +37,7 @@ def read_back(
     has no row in the queue: that must never happen.
     """
     answered = [outcome for outcome in outcomes if outcome.error is None]
-    ledger, queue = _settled(store, answered, audit_rate)
+    ledger, queue = _settled(store, answered)
     lost = [o for o in answered if o.route == Route.TEACHER and o.request_id not in queue]
     if lost:
         raise RetortError(
@@ -82,20 +80,19 @@ def _audit(request_id: str) -> str:
 
 
 def _settled(
-    store: Store, answered: Sequence[Outcome], audit_rate: float
+    store: Store, answered: Sequence[Outcome]
 ) -> tuple[dict[str, Request], dict[str, Exchange]]:
     """The rows of ledger and queue, waited for until they are all there, or for SETTLE_S."""
     ids = [outcome.request_id for outcome in answered]
-    audits = {
-        outcome.request_id
-        for outcome in answered
-        if outcome.route == Route.STUDENT and sampled(outcome.request_id, audit_rate)
-    }
-    lines = [*ids, *(_audit(request_id) for request_id in audits)]
     deadline = time.monotonic() + SETTLE_S
     while True:
-        ledger, queue = _rows(store, Request, lines), _rows(store, Exchange, ids)
-        complete = len(ledger) == len(lines) and audits <= queue.keys()
+        ledger, queue = _rows(store, Request, ids), _rows(store, Exchange, ids)
+        complete = len(ledger) == len(ids)
+        audits = {
+            row.id for row in ledger.values() if row.sampled and row.route == Route.STUDENT.value
+        }
+        ledger |= _rows(store, Request, [_audit(request_id) for request_id in audits])
+        complete = complete and len(ledger) == len(ids) + len(audits) and audits <= queue.keys()
         if complete or time.monotonic() > deadline:
             return ledger, queue
         time.sleep(0.3)

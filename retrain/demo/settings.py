@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from gateway.config import (
+    AuditSection,
     Config,
     Contract,
     Nightly,
@@ -47,7 +48,8 @@ def settings(
                 contract=Contract(
                     max_disagreement=plan.max_disagreement, confidence=plan.confidence
                 ),
-                audit_rate=plan.audit_rate,
+                # no floors: the table of the demo is of one share of audits
+                audit=AuditSection(rate=plan.audit_rate, first_requests=0, per_day=0),
                 ood_epsilon=plan.ood_epsilon,
             )
         ],

@@ -113,7 +113,6 @@ def play(
         outcomes,
         teachers=teachers,
         spec=output_spec(task.output),
-        audit_rate=task.audit_rate,
     )
 
 

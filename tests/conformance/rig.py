@@ -37,6 +37,10 @@ class Result:
     seconds: float = 0.0
 
 
+class NotInstalled(Exception):
+    """Packages of a suite could not be fetched, or the tool for it is not here; which."""
+
+
 @dataclass(slots=True)
 class Clock:
     started: float = field(default_factory=time.perf_counter)
@@ -50,14 +54,15 @@ class Clock:
 
 
 def python(name: str) -> Path:
-    """The interpreter of the environment with the packages of ``pins/NAME.txt``."""
+    """The interpreter of the environment with the packages of ``pins/NAME.txt``. Raises
+    NotInstalled, as the next two."""
     pins, where = HERE / "pins" / f"{name}.txt", HOME / name
     stamp = where / ".pins"
     if not stamp.exists() or stamp.read_text() != pins.read_text():
         HOME.mkdir(exist_ok=True)
         say(f"installing {where.relative_to(ROOT)}")
-        run([UV, "venv", "-q", "--clear", "--python", sys.executable, where])
-        run([UV, "pip", "install", "-q", "--python", where / "bin/python", "-r", pins])
+        install([UV, "venv", "-q", "--clear", "--python", sys.executable, where])
+        install([UV, "pip", "install", "-q", "--python", where / "bin/python", "-r", pins])
         stamp.write_text(pins.read_text())
     return where / "bin/python"
 
@@ -78,7 +83,7 @@ def source(package: str, version: str) -> Path:
         HOME.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             fetch = ["pip", "download", "-q", "--no-deps", "--no-binary", package, "-d", folder]
-            run([sys.executable, "-m", *fetch, f"{package}=={version}"])
+            install([sys.executable, "-m", *fetch, f"{package}=={version}"])
             (archive,) = Path(folder).glob("*.tar.gz")
             with tarfile.open(archive) as packed:
                 packed.extractall(HOME, filter="data")
@@ -94,9 +99,16 @@ def node_modules() -> Path:
         where.mkdir(parents=True, exist_ok=True)
         say(f"installing {where.relative_to(ROOT)}")
         (where / "package.json").write_text(wanted)
-        run(["npm", "install", "--no-audit", "--no-fund", "--silent"], cwd=where)
+        install(["npm", "install", "--no-audit", "--no-fund", "--silent"], cwd=where)
         stamp.write_text(wanted)
     return where
+
+
+def install(command: Sequence[object], *, cwd: Path | None = None) -> None:
+    try:
+        run(command, cwd=cwd)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NotInstalled(f"{' '.join(map(str, command[:3]))} … ({error})") from error
 
 
 # -- processes

@@ -16,9 +16,9 @@ from rig import ROOT
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from small_bundle import make_router, save_parts  # noqa: E402
 
-from gateway import bundles  # noqa: E402
 from gateway.config import Config  # noqa: E402
 from gateway.prompt import prompt_hash  # noqa: E402
+from gateway.storage import bundles  # noqa: E402
 from gateway.storage.store import Store  # noqa: E402
 
 

@@ -16,6 +16,7 @@ from gateway.trip import Trip
 from gateway.wire.protocol import Incoming, read_chat
 from router.decision import Answer, Decision, Reason, Route
 from router.output import OutputSpec
+from router.router import Start
 from router.threshold import Certificate
 
 
@@ -26,10 +27,18 @@ class BrokenRouter:
     threshold = 0.5
     spec = OutputSpec()
 
-    def before(self, prompt: str) -> Decision:
+    start = Start()
+
+    def before(self, prompt: str, threshold: float | None = None) -> Decision:
         raise ZeroDivisionError
 
-    def after(self, prompt: str, answer: Answer, p_ood: float | None = None) -> Decision:
+    def after(
+        self,
+        prompt: str,
+        answer: Answer,
+        p_ood: float | None = None,
+        threshold: float | None = None,
+    ) -> Decision:
         raise ZeroDivisionError
 
 

@@ -1,19 +1,19 @@
 """The retraining queue, on SQLite and on PostgreSQL."""
 
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from another_process import address, processes
+from sqlmodel import select
 from store_process import TASK, exchange
 
 from gateway.errors import StoreError
 from gateway.storage import exchanges
 from gateway.storage.exchanges import claim, group_key, move, release
 from gateway.storage.store import Store
-from gateway.storage.tables import DatasetRow, State
+from gateway.storage.tables import Bundle, BundleEvent, DatasetRow, State
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -104,19 +104,19 @@ def test_rows_are_found_by_state_reason_and_text(store: Store) -> None:
         exchanges.show(store, "nobody")
 
 
-def test_an_export_is_openai_chat_jsonl(store: Store) -> None:
-    fill(store, 2)
-    store.insert([exchange("unanswered", teacher_text=None)])
-    lines = [json.loads(line) for line in exchanges.export(store, TASK)]
-    assert lines[0] == {
-        "messages": [
-            {"role": "user", "content": "where is my parcel r0"},
-            {"role": "assistant", "content": "parcel"},
-        ]
-    }
-    assert len(lines) == 2
-    move(store, ["r1"], State.TRAINABLE)
-    assert len(list(exchanges.export(store, TASK, ["trainable"]))) == 1
+def test_rejected_rows_are_judged_again_on_request(store: Store) -> None:
+    fill(store, 4)
+    move(store, ["r0", "r1"], State.REJECTED, "schema")
+    move(store, ["r2"], State.REJECTED, "refusal")
+    assert exchanges.requeue(store, TASK, reason="refusal") == 1
+    assert exchanges.requeue(store, TASK, ["r1", "r3"]) == 1
+    assert exchanges.requeue(store, "another task") == 0
+    states = {row.id: row.state for row in exchanges.find(store, TASK)}
+    assert states == {"r0": "rejected", "r1": "captured", "r2": "captured", "r3": "captured"}
+    # rejected for another reason since
+    move(store, ["r2"], State.REJECTED, "schema")
+    assert exchanges.requeue(store, TASK, reason="refusal") == 0
+    assert exchanges.requeue(store, TASK) == 2
 
 
 def test_erased_rows_keep_no_text_and_name_the_datasets_that_copied_them(store: Store) -> None:
@@ -133,6 +133,33 @@ def test_erased_rows_keep_no_text_and_name_the_datasets_that_copied_them(store: 
     assert events[-1].detail == "asked by the customer"
     assert move(store, ["r0"], State.TRAINABLE) == 0
     assert exchanges.erase(store, ["r0"]).rows == 0
+
+
+def test_erasure_taints_the_bundles_made_with_the_rows(store: Store) -> None:
+    fill(store, 2)
+    with store.session() as session:
+        session.add(DatasetRow(dataset_id="d1", exchange_id="r0", split="test"))
+        for name, dataset in (("b1", "d1"), ("b2", "d2"), ("b3", None)):
+            session.add(
+                Bundle(id=name, task=TASK, at=NOON, path="", adapter=name, dataset_id=dataset)
+            )
+        session.commit()
+    for _ in range(2):
+        assert exchanges.erase(store, ["r0"]).bundles == ("b1",)
+    with store.session() as session:
+        assert [b.id for b in session.exec(select(Bundle)) if b.tainted] == ["b1"]
+        events = session.exec(select(BundleEvent)).all()
+    assert [(event.bundle_id, event.event) for event in events] == [("b1", "tainted")]
+
+
+def test_the_rows_of_a_user_are_found_although_nothing_kept_names_the_user(store: Store) -> None:
+    ann = "ann@shop.io"
+    bodies = [{"user": ann}, {"metadata": {"user_id": ann}}, {"user": "bob"}, {"metadata": [1]}]
+    for at, body in enumerate(bodies):
+        store.insert([exchange(f"r{at}", subject=exchanges.subject(body))])
+    assert sorted(exchanges.of_user(store, ann)) == ["r0", "r1"]
+    assert exchanges.of_user(store, "") == exchanges.of_user(store, "carol") == []
+    assert ann not in str([exchanges.show(store, f"r{at}")[0] for at in range(4)])
 
 
 def test_erased_text_is_in_no_file_any_more(tmp_path: Path) -> None:

@@ -302,14 +302,13 @@ def test_a_budget_that_is_spent_is_an_outage_for_the_task(
     assert (row.reason, row.teacher_text) == ("degraded", None)
 
 
-def test_an_audit_is_paid_by_the_task_or_not_made(
+def test_an_audit_is_paid_by_the_task_or_not_promised(
     serving: Start, teacher: FakeOpenAI, student: FakeOpenAI
 ) -> None:
-    failed = 'retort_audits_total{result="failed",task="triage"}'
     gateway = serving(budget={"daily_usd": 0.0}, audit_rate=1.0)
-    before = gateway.metric(failed)
-    gateway.send("POST", CHAT, BODY)
-    wait_until(lambda: gateway.metric(failed) == before + 1)
+    assert gateway.send("POST", CHAT, BODY)[0] == 200
+    (row,) = gateway.ledger(1)
+    assert (row.route, row.sampled, row.propensity) == ("student", False, 0.0)
     assert teacher.chats == []
 
 

@@ -10,6 +10,7 @@ from small_bundle import SURE
 from triage import BODY, MESSAGES, Promote, Start, live_bundle
 
 from gateway.storage import bundles
+from router import router as routers
 from router.router import Router
 
 CHAT = "/v1/chat/completions"
@@ -87,7 +88,8 @@ def test_a_changed_prompt_contract_is_not_served_by_an_old_student(
 def test_a_student_without_certificate_leaves_everything_to_the_teacher(
     serving: Start, small_router: Router
 ) -> None:
-    gateway = serving(router=replace(small_router, certificate=None, threshold=1.01))
+    unproven = {"certificate": None, "threshold": 1.01, "start": routers.Start()}
+    gateway = serving(router=replace(small_router, **unproven))
     _, headers, _ = gateway.send("POST", CHAT, BODY)
     assert headers["x-retort-reason"] == "not_certified"
     row = gateway.exchange()

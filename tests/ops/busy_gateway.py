@@ -41,7 +41,7 @@ def busy_gateway(folder: Path) -> Iterator[str]:
         FakeOpenAI(_student, models=("student-base",), strict_models=True, vllm=True) as student,
     ):
         task = {
-            "audit_rate": 0.5,
+            "audit": {"rate": 0.5, "per_day": 0},
             "checks": [{"kind": "blocked", "patterns": ["!$"]}],
             "cache": {"enabled": True},
             "budget": {"daily_usd": 1000.0, "monthly_usd": 9000.0},

@@ -42,6 +42,19 @@ def reasons(
     return [reason for _, reason in curate(rows, spec, known).rejected]
 
 
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_what_may_not_be_learnt_from_reaches_no_side(side: str) -> None:
+    rows = [
+        exchange("where is it", "delivery", side=side, consent=False),
+        exchange("money back", "refund", side=side, licensed=False),
+        exchange("no consent, corrected", "refund", side=side, consent=False, correction="refund"),
+    ]
+    assert reasons(LABELS, *rows) == ["no_consent", "not_licensed", "no_consent"]
+    # a person's correction is not the teacher's answer
+    kept = exchange("parcel lost", "refund", side=side, licensed=False, correction="delivery")
+    assert curate([kept], LABELS).kept == (kept,)
+
+
 def test_good_rows_are_kept_in_order() -> None:
     rows = [exchange("where is it", "delivery"), exchange("money back", "refund")]
     assert list(curate(rows, LABELS).kept) == rows

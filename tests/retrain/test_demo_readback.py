@@ -45,11 +45,11 @@ def test_audits_are_part_of_what_a_request_cost(store: Store) -> None:
             exchange("taught"),
             exchange("audited", route="student", student_text="a"),
             line("taught", "teacher", 1.0),
-            line("audited", "student", 0.25),
+            line("audited", "student", 0.25, sampled=True),
             line("audited-audit", "teacher", 0.5, kind="audit", parent="audited"),
         ]
     )
     outcomes = [outcome("taught", "teacher"), outcome("audited", "student")]
     spec = OutputSpec(kind="label", labels=("a",))
-    played = read_back(store, outcomes, teachers={}, spec=spec, audit_rate=1.0)
+    played = read_back(store, outcomes, teachers={}, spec=spec)
     assert [item.cost_usd for item in played] == [1.0, 0.75]

@@ -93,6 +93,17 @@ def test_not_worse_and_serving_the_same_is_held() -> None:
     assert "nothing is gained" in verdict.reasons[-1]
 
 
+def test_a_tainted_champion_gives_way_to_whoever_is_not_worse() -> None:
+    champion, challenger = contender(2000, range(100)), contender(2000, range(2, 102))
+    assert judge(champion, challenger).kind == "hold"
+    verdict = judge(champion, challenger, tainted=True)
+    assert verdict.kind == "promote"
+    assert "erased" in verdict.reasons[-1]
+    # but not to one that serves less, or is worse
+    assert judge(champion, replace(challenger, served=[False] * 2000), tainted=True).kind == "hold"
+    assert judge(champion, contender(2000, range(300)), tainted=True).kind == "reject"
+
+
 def test_better_but_serving_less_is_held() -> None:
     verdict = judge(contender(400, range(60), 0.8), contender(400, range(20), 0.1))
     assert verdict.kind == "hold"

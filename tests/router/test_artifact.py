@@ -27,6 +27,10 @@ def test_a_router_survives_saving_to_the_last_bit(
     again = load(folder)
     assert (again.certificate, again.threshold) == (router.certificate, router.threshold)
     assert (again.spec, again.report) == (router.spec, router.report)
+    assert len(again.start.scores) == len(again.start.losses) > 0
+    assert again.start.scores.tolist() == router.start.scores.tolist()
+    assert again.start.losses.tolist() == router.start.losses.tolist()
+    assert again.start.share == router.start.share
     for row in traffic(5).judged(30):
         assert again.before(row.prompt) == router.before(row.prompt)
         assert again.after(row.prompt, row.student) == router.after(row.prompt, row.student)

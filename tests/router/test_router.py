@@ -18,7 +18,7 @@ def test_a_good_student_is_certified_and_serves(router: Router, traffic: Any) ->
     certificate = router.certificate
     assert certificate is not None
     assert router.threshold == certificate.threshold <= 1.0
-    assert certificate.upper_bound <= 0.05 and certificate.confidence == pytest.approx(0.95)
+    assert certificate.upper_bound <= 0.05 and certificate.confidence == pytest.approx(0.975)
     assert certificate.coverage > 0.6
     served = wrong = 0
     rows = traffic(7).judged(500)
@@ -93,7 +93,7 @@ def test_no_rows_at_all_give_a_router_that_asks_the_teacher() -> None:
         ood_epsilon=0.01,
     )
     assert router.before("hello").reason is Reason.NOT_CERTIFIED
-    assert router.report.evidence_needed == 59
+    assert router.report.evidence_needed == 72  # half of the error is the live certificate's
 
 
 def test_coverage_counts_those_the_gate_turned_away_as_not_served(
@@ -173,7 +173,7 @@ def test_a_learned_head_is_certified_on_rows_it_did_not_see(
     assert certificate is not None
     assert certificate.n < len(rows) * 0.75
     assert certificate.upper_bound == pytest.approx(
-        upper_bound(int(certificate.errors_served), certificate.n, 0.05 * 0.2)
+        upper_bound(int(certificate.errors_served), certificate.n, 0.025 * 0.2)
     )
     good, text = rows[0].student, traffic(4).rows(1)[0][0]
     assert router.after(text, good).route is Route.STUDENT

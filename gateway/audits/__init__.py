@@ -1,0 +1,1 @@
+"""Audits: a random sample of the student's answers, checked by the teacher off the request path."""

@@ -253,9 +253,7 @@ def certificate() -> Row:
                 description="How near the next laxer threshold is to its certificate: it has it "
                 "at 100 %.",
                 queries=[
-                    Query(
-                        expr=newest("retort_certificate_wealth_ratio", "task"), legend="{{task}}"
-                    )
+                    Query(expr=newest("retort_certificate_wealth_ratio", "task"), legend="{{task}}")
                 ],
                 unit="percentunit",
                 width=6,

@@ -284,6 +284,7 @@ def promised(trip: Trip, owner: str) -> Promise:
         propensity=trip.propensity,
         uniform=trip.uniform,
         guess=trip.guess,
+        signals=trip.signals(),
         expires=now + timedelta(seconds=section.patience_s),
         lease_owner=owner,
         lease_until=now + timedelta(seconds=section.lease_s),

@@ -403,6 +403,7 @@ def m006_pending_audits(connection: Connection) -> None:
         Column("propensity", Float, nullable=False),
         Column("uniform", Float, nullable=False),
         Column("guess", Float),
+        Column("signals", JSON),
         Column("expires", time, nullable=False),
         Column("attempts", Integer, nullable=False),
         Column("lease_owner", String, nullable=False),

@@ -35,6 +35,7 @@ class Promise:
     propensity: float
     uniform: float
     guess: float | None
+    signals: dict[str, float] | None
     expires: datetime
     lease_owner: str
     lease_until: datetime

@@ -532,6 +532,8 @@ class PendingAudit(SQLModel, table=True):
     uniform: float
     """The part of the propensity that does not depend on the draft."""
     guess: float | None = None
+    signals: dict[str, float] | None = Field(default=None, sa_column=Column(JSON))
+    """As the exchange will have them."""
     expires: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
     """When it is given up, and counts as a disagreement."""
     attempts: int = 0

@@ -44,6 +44,7 @@ def promise(row_id: str = "req-1", held_s: float = 60.0, **more: Any) -> Promise
         "propensity": 0.1,
         "uniform": 0.1,
         "guess": 0.1,
+        "signals": {"seq": -0.1},
         "expires": now + timedelta(seconds=3600),
         "lease_owner": "one",
         "lease_until": now + timedelta(seconds=held_s),

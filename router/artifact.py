@@ -8,7 +8,8 @@ matrix.
 import hashlib
 import io
 import json
-import zipfile
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -18,11 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from router.arrays import unpack
 from router.confidence import Confidence
 from router.embedding import Embedding
 from router.errors import BadArtifact, VersionMismatch
 from router.ood import Ood
 from router.output import OutputSpec
+from router.plausible import check_arrays, check_router
 from router.prefix import Prefix
 from router.report import Ranking, Report
 from router.router import Router, Start
@@ -32,6 +35,8 @@ from router.threshold import NEVER, Certificate
 FORMAT = 2
 MANIFEST = "manifest.json"
 ARRAYS = "arrays.npz"
+#: A file longer than this is none of ours.
+LARGEST = 1 << 30
 
 
 def save(router: Router, folder: Path) -> None:
@@ -80,15 +85,20 @@ def load(folder: Path) -> Router:
         raise BadArtifact(f"{folder / MANIFEST}: does not list {ARRAYS}") from None
     arrays = _read_arrays(folder / ARRAYS, wanted)
     try:
-        return _router(manifest, arrays)
-    except (KeyError, TypeError, ValueError) as error:
+        check_arrays(arrays)
+        router = _router(manifest, arrays)
+        check_router(router)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadArtifact(f"{folder / MANIFEST}: not a router ({error!r})") from None
+    if more := sorted(arrays.keys() - _arrays(router).keys()):
+        raise BadArtifact(f"{folder / ARRAYS}: {', '.join(more)}: no part of a router")
+    return router
 
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(_read(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadArtifact(f"{path}: not valid JSON") from None
     if not isinstance(manifest, dict):
         raise BadArtifact(f"{path}: not a JSON object")
@@ -103,8 +113,15 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> bytes:
+    """A plain file's content. Links are not followed: what they lead to is not this folder's, and
+    could be changed without a trace. Nor does a pipe make the caller wait."""
     try:
-        return path.read_bytes()
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb") as file:
+            about = os.fstat(handle)
+            if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST:
+                raise BadArtifact(f"{path}: cannot be read (no file of a router)")
+            return file.read(about.st_size)
     except OSError as error:
         raise BadArtifact(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -114,9 +131,8 @@ def _read_arrays(path: Path, wanted: str) -> Mapping[str, NDArray[Any]]:
     if hashlib.sha256(content).hexdigest() != wanted:
         raise BadArtifact(f"{path}: checksum differs from the manifest's")
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        return unpack(content)
+    except ValueError as error:
         raise BadArtifact(f"{path}: not readable as arrays ({error})") from None
 
 

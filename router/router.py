@@ -13,17 +13,19 @@ two beforehand, so both certificates hold at once and the one that serves more m
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, exp
 
 import numpy as np
 from numpy.typing import NDArray
 
-from router.confidence import Confidence, default, fit_confidence, plain
+from router.confidence import Confidence, default, learn_head, plain
+from router.contest import Contest
 from router.decision import Answer, Decision, Reason, Route
 from router.ood import Ood, fit_ood
-from router.output import OutputSpec, check, disagreement, label_of, learn
+from router.options import places
+from router.output import OutputSpec, bare, check, disagreement, label_of, learn
 from router.report import Ranking, Report, rank
-from router.signals import Signals, signals
+from router.signals import Signals, log_probability, signals
 from router.threshold import (
     NEVER,
     REJECTED,
@@ -97,9 +99,17 @@ class Router:
 
     def score(self, prompt: str, answer: Answer) -> float:
         """The trust in a draft, in [0, 1]. Says nothing about the output rules."""
-        signal = signals(self.spec.kind, answer, tuple(self.spec.fields))
-        views = self.ood.views(prompt) if self.confidence.learned else np.zeros(0)
-        return self.confidence.score(signal, views)
+        spec, confidence = self.spec, self.confidence
+        if not confidence.learned:
+            return exp(log_probability(spec.kind, answer, tuple(spec.fields)))
+        signal = signals(
+            spec.kind,
+            answer,
+            tuple(spec.fields),
+            labels=spec.labels if confidence.reader is not None else (),
+            lengths=confidence.lengths,
+        )
+        return confidence.score(signal, self.ood.views(prompt))
 
 
 def fit_router(
@@ -123,12 +133,13 @@ def fit_router(
         [row.prompt for row in calibration],
         seed=seed,
     )
-    router = Router(spec=spec, ood=ood, ood_epsilon=ood_epsilon, confidence=default(spec.kind))
+    score = default(spec.kind, [row.answer for row in train])
+    router = Router(spec=spec, ood=ood, ood_epsilon=ood_epsilon, confidence=score)
     if not calibration:
         return replace(router, report=_report(router, _Rows(), max_disagreement, 1 - confidence))
     rows = _Rows.of(router, calibration)
     delta = 1.0 - confidence
-    chosen, certificate, certified = _certify(router, rows, max_disagreement, delta, seed)
+    chosen, certificate, certified, contest = _certify(router, rows, max_disagreement, delta, seed)
     router = replace(router, confidence=chosen)
     if certificate is not None:
         router = replace(
@@ -136,7 +147,8 @@ def fit_router(
             threshold=certificate.threshold,
             certificate=_with_gate(certificate, router, certified, delta),
         )
-    return replace(router, report=_report(router, certified, max_disagreement, delta))
+    report = replace(_report(router, certified, max_disagreement, delta), contest=contest)
+    return replace(router, report=report)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,19 +158,26 @@ class _Rows:
     prompts: Sequence[str] = ()
     signals: Sequence[Signals] = ()
     views: Sequence[Doubles] = ()
+    wanted: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, dtype=np.intp))
     losses: Doubles = field(default_factory=lambda: np.zeros(0))
     valid: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
     passed: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
     @classmethod
     def of(cls, router: Router, calibration: Sequence[Judged]) -> "_Rows":
-        spec, ood = router.spec, router.ood
+        spec, ood, lengths = router.spec, router.ood, router.confidence.lengths
         fields = tuple(spec.fields)
+        labels = spec.labels if spec.kind == "label" else ()
+        known = places(labels)
         views = [ood.views(row.prompt) for row in calibration]
         return cls(
             prompts=[row.prompt for row in calibration],
-            signals=[signals(spec.kind, row.student, fields) for row in calibration],
+            signals=[
+                signals(spec.kind, row.student, fields, labels=labels, lengths=lengths)
+                for row in calibration
+            ],
             views=views,
+            wanted=np.array([known.get(bare(row.teacher), len(labels)) for row in calibration]),
             losses=np.array(
                 [disagreement(spec, row.student.text, row.teacher) for row in calibration]
             ),
@@ -172,6 +191,7 @@ class _Rows:
             prompts=[self.prompts[at] for at in picked],
             signals=[self.signals[at] for at in picked],
             views=[self.views[at] for at in picked],
+            wanted=self.wanted[mask],
             losses=self.losses[mask],
             valid=self.valid[mask],
             passed=self.passed[mask],
@@ -185,30 +205,32 @@ class _Rows:
 
 def _certify(
     router: Router, rows: _Rows, alpha: float, delta: float, seed: int
-) -> tuple[Confidence, Certificate | None, _Rows]:
-    """The score to use, its certificate, and the rows that certificate speaks of."""
+) -> tuple[Confidence, Certificate | None, _Rows, Contest]:
+    """The score to use, its certificate, the rows that certificate speaks of, and how the heads
+    that were tried did."""
     binary = router.spec.kind != "text"
     base = router.confidence
     if len(rows.prompts) < HEAD_ROWS:
         ours = certify(rows.scores(base), rows.losses, alpha, delta, binary=binary)
-        return base, ours, rows
+        return base, ours, rows, Contest()
     # Split the error before looking, or choosing between the certificates would void them.
     ours = certify(rows.scores(base), rows.losses, alpha, delta * (1 - HEAD_DELTA), binary=binary)
     taught = np.array([_bucket(prompt) == 0 for prompt in rows.prompts])
-    seen = rows.only(taught)
-    head = fit_confidence(
-        router.spec.kind,
+    seen = rows.only(taught & rows.valid)  # what breaks the rules is never scored
+    head, contest = learn_head(
+        base,
         list(zip(seen.signals, seen.views, strict=True)),
         seen.losses.tolist(),
         seed=seed,
+        wanted=seen.wanted.tolist() if router.spec.kind == "label" else (),
     )
     if head is None:
-        return base, ours, rows
+        return base, ours, rows, contest
     unseen = rows.only(~taught)
     theirs = certify(unseen.scores(head), unseen.losses, alpha, delta * HEAD_DELTA, binary=binary)
     if theirs is None or (ours is not None and theirs.coverage <= ours.coverage):
-        return base, ours, rows
-    return head, theirs, unseen
+        return base, ours, rows, contest
+    return head, theirs, unseen, contest
 
 
 def _bucket(prompt: str) -> int:

@@ -39,10 +39,10 @@ class Trees:
         for array, kind in ((self.feature, "i"), (self.left, "i"), (self.right, "i")):
             if array.shape != (nodes,) or array.dtype.kind != kind:
                 raise ValueError("the nodes of trees do not fit together")
-        for array in (self.threshold, self.value):
-            if array.shape != (nodes,) or array.dtype != np.float64:
+        for numbers in (self.threshold, self.value):
+            if numbers.shape != (nodes,) or numbers.dtype != np.float64:
                 raise ValueError("the numbers of trees do not fit together")
-            if not np.isfinite(array).all():
+            if not np.isfinite(numbers).all():
                 raise ValueError("the numbers of trees are not finite")
         if self.roots.ndim != 1 or self.roots.dtype.kind != "i" or not np.isfinite(self.bias):
             raise ValueError("trees without roots")

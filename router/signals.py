@@ -102,7 +102,9 @@ def signals(
     ``labels``: those to read ``options`` of. ``lengths``: mean and standard deviation of
     ``size`` over the training answers; without it length is 0."""
     spans = value_spans(answer.text, fields) if kind == "json" else []
-    cut, abstains = answer.finish_reason == "length", _abstains(answer.text, spans, kind)
+    cut, said = answer.finish_reason == "length", places(labels).get(bare(answer.text), -1)
+    # one of the task's own labels is an answer, whatever it is called
+    abstains = 0.0 if said >= 0 else _abstains(answer.text, spans, kind)
     length = (size(answer.text) - lengths[0]) / lengths[1] if lengths else 0.0
     if not answer.tokens:
         return replace(NOTHING, cut=cut, abstains=abstains, length=length)
@@ -128,7 +130,7 @@ def signals(
         quantiles=_quantiles(sorted(listed)),
         group=_group(tops),
         options=options,
-        said=places(labels).get(bare(answer.text), -1),
+        said=said,
         cut=cut,
         abstains=abstains,
         length=length,

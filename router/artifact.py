@@ -5,7 +5,6 @@ of the arrays and of itself, so a flipped digit in a threshold is found as surel
 matrix.
 """
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -19,18 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from router.confidence import Confidence
-from router.contest import Contest, Lead
 from router.embedding import Embedding
 from router.errors import BadArtifact, VersionMismatch
-from router.isotonic import Curve
-from router.linear import Linear
 from router.ood import Ood
-from router.output import Kind, OutputSpec
+from router.output import OutputSpec
 from router.report import Ranking, Report
 from router.router import Router
+from router.score_arrays import read_contest, read_score, score_arrays, score_numbers
 from router.threshold import NEVER, Certificate
-from router.trees import Trees
 
 #: Raised whenever old folders stop meaning the same: also when n-gram hashing or signals change.
 FORMAT = 2
@@ -62,7 +57,7 @@ def save(router: Router, folder: Path) -> None:
             "unseen": router.ood.embedding.unseen,
             "uses": router.ood.uses,
         },
-        "confidence": _confidence_numbers(router.confidence),
+        "confidence": score_numbers(router.confidence),
         "threshold": router.threshold,
         "certificate": None if router.certificate is None else asdict(router.certificate),
         "report": asdict(router.report),
@@ -123,7 +118,7 @@ def _read_arrays(path: Path, wanted: str) -> Mapping[str, NDArray[Any]]:
 
 
 def _arrays(router: Router) -> dict[str, NDArray[Any]]:
-    ood, head = router.ood, router.confidence
+    ood = router.ood
     return {
         "keys": ood.embedding.keys,
         "idf": ood.embedding.idf,
@@ -133,61 +128,8 @@ def _arrays(router: Router) -> dict[str, NDArray[Any]]:
         "biases": ood.biases,
         "centroids": ood.centroids,
         "reference": ood.reference,
-        "head_weights": head.weights,
-        "head_means": head.means,
-        "head_scales": head.scales,
-        **_parts("reader", head.reader),
-        **_parts("trees", head.trees),
-        **_parts("curve", head.curve),
+        **score_arrays(router.confidence),
     }
-
-
-def _parts(name: str, part: Linear | Trees | Curve | None) -> dict[str, NDArray[Any]]:
-    """The arrays of an optional part of the score, under its name."""
-    if part is None:
-        return {}
-    values = {entry.name: getattr(part, entry.name) for entry in dataclasses.fields(part)}
-    return {f"{name}_{key}": np.asarray(value) for key, value in values.items()}
-
-
-def _confidence_numbers(confidence: Confidence) -> dict[str, Any]:
-    parts = {"reader": confidence.reader, "trees": confidence.trees, "curve": confidence.curve}
-    return {
-        "bias": confidence.bias,
-        "form": confidence.form,
-        "lengths": confidence.lengths,
-        "parts": [name for name, part in parts.items() if part is not None],
-    }
-
-
-def _confidence(
-    kind: Kind, numbers: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], views: int
-) -> Confidence:
-    """Raises KeyError, TypeError or ValueError where these are no score."""
-
-    def part(name: str) -> dict[str, Any]:
-        found = {key: array for key, array in arrays.items() if key.startswith(f"{name}_")}
-        return {
-            key.removeprefix(f"{name}_"): array if array.ndim else array.item()
-            for key, array in found.items()
-        }
-
-    parts = numbers["parts"]
-    mean, spread = (float(value) for value in numbers["lengths"])
-    confidence = Confidence(
-        kind=kind,
-        weights=arrays["head_weights"],
-        means=arrays["head_means"],
-        scales=arrays["head_scales"],
-        bias=float(numbers["bias"]),
-        form=bool(numbers["form"]),
-        reader=Linear(**part("reader")) if "reader" in parts else None,
-        trees=Trees(**part("trees")) if "trees" in parts else None,
-        curve=Curve(**part("curve")) if "curve" in parts else None,
-        lengths=(mean, spread),
-    )
-    confidence.check(views)
-    return confidence
 
 
 def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Router:
@@ -218,24 +160,19 @@ def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
             reference=arrays["reference"],
         ),
         ood_epsilon=float(manifest["ood"]["epsilon"]),
-        confidence=_confidence(
-            spec["kind"], manifest["confidence"], arrays, len(manifest["ood"]["uses"])
+        confidence=read_score(
+            spec["kind"], manifest["confidence"], arrays, views=len(manifest["ood"]["uses"])
         ),
         threshold=threshold,
         certificate=None if certificate is None else Certificate(**certificate),
         report=Report(
             **{
                 **report,
-                "contest": _contest(report["contest"]),
+                "contest": read_contest(report["contest"]),
                 "rankings": {name: Ranking(**item) for name, item in report["rankings"].items()},
             }
         ),
     )
-
-
-def _contest(data: Mapping[str, Any]) -> Contest:
-    leads = {name: Lead(**lead) for name, lead in data["leads"].items()}
-    return Contest(**{**data, "leads": leads})
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from router.contest import Contest
+from router.contest import PLAIN, Contest
 from router.ranking import apgr, auroc
 
-__all__ = ["Contest", "Ranking", "Report", "apgr", "rank"]
+__all__ = ["Contest", "Ranking", "Report", "apgr", "rank", "score_in_words"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,3 +50,21 @@ def rank(scores: Sequence[float], losses: Sequence[float]) -> Ranking:
     """The two numbers of one score (higher is surer) against the losses."""
     s, x = np.asarray(scores, np.float64), np.asarray(losses, np.float64)
     return Ranking(auroc=auroc(s, x <= 0.5), apgr=apgr(s, x))
+
+
+def score_in_words(report: Report) -> str:
+    """Which score is in use, and what the ones that were tried gained over the plain one."""
+    contest = report.contest
+    if not contest.leads:
+        return "Score: the answer's own probability. No head was tried: there are too few rows."
+    gains = " and ".join(
+        f"{name} {lead.auroc:+.3f} AUROC [{lead.auroc_low:+.3f}, {lead.auroc_high:+.3f}], "
+        f"{lead.apgr:+.3f} APGR [{lead.apgr_low:+.3f}, {lead.apgr_high:+.3f}]"
+        for name, lead in contest.leads.items()
+    )
+    tried = f"Over it, on {contest.rows} drafts they did not see: {gains}."
+    if report.learned:
+        used = "a head that learned from drafts, in place of the answer's own probability"
+        return f"Score: {used} (won: {contest.won}). {tried}"
+    why = "" if contest.won == PLAIN else f" ({contest.won} won, and certified less coverage)"
+    return f"Score: the answer's own probability{why}. {tried}"

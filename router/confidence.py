@@ -7,9 +7,9 @@ so every calibration row can go into the certificate.
 
 A learned head (``router/contest.py``) is tried only where there are rows to spare, and kept only
 where it beats the default on rows it did not see. It sees the transformed signals, the answer's
-form, the prompt's strangeness and, for labels, the probability of every label by name. With enough
-rows its score is the estimated chance that the draft is right. See ``router.router`` for why the
-certificate stays valid.
+form, the prompt's strangeness and, for labels, the probability of every label by name. Its score
+is the estimated chance that the draft is right; with enough rows it is put right by an isotonic
+curve where that helps. See ``router.router`` for why the certificate stays valid.
 
 What learns is in ``router/head.py``; what is kept and serves are the plain arrays here.
 """
@@ -33,7 +33,7 @@ from router.contest import (
     hold,
     learn,
 )
-from router.isotonic import Curve, fit_curve
+from router.isotonic import Curve, fit_curve, improves
 from router.linear import Linear
 from router.output import Kind
 from router.ranking import auroc, resampled
@@ -189,7 +189,7 @@ def learn_head(
         trees = found.head.compiled()
         assert isinstance(trees, Trees)
         head = replace(head, trees=trees)
-    if len(rows) < CURVE_ROWS:
+    if len(rows) < CURVE_ROWS or not improves(unseen, drafts.right, seed=seed):
         return head, contest
     return replace(head, curve=fit_curve(unseen, drafts.right)), replace(contest, calibrated=True)
 

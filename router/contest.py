@@ -32,7 +32,7 @@ CONVINCED = 0.95
 FOLDS = 5
 #: A head needs this many right and wrong drafts to learn from.
 EACH_KIND = 20
-#: With fewer rows no trees are tried, and scores are not turned into probabilities.
+#: With fewer rows no trees are tried, and no curve after the head.
 TREE_ROWS = 2000
 CURVE_ROWS = 1000
 #: A reader needs this many rows per label, and takes at most so many labels.
@@ -61,8 +61,8 @@ class Lead:
 class Contest:
     """``rows``: drafts that took part (0: too few right or wrong ones to try); ``won``: plain,
     logistic or trees; ``leads``: of each candidate tried over the plain score; ``reader``: whether
-    the labels' log-probabilities were read by name; ``calibrated``: whether the winner's score was
-    turned into an estimate of the chance to be right."""
+    the labels' log-probabilities were read by name; ``calibrated``: whether the winner's score goes
+    through a curve (where there were rows for it and it is no nearer to the truth, it does not)."""
 
     rows: int = 0
     won: str = PLAIN

@@ -46,7 +46,8 @@ class LogisticHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
         self.means_ = X.mean(axis=0)
-        self.scales_ = np.maximum(X.std(axis=0), 1e-6)
+        spread = X.std(axis=0)
+        self.scales_ = np.where(spread > 1e-6, spread, 1.0)  # what never varied says nothing
         self.model_ = LogisticRegression(C=self.C, max_iter=500)
         self.model_.fit((X - self.means_) / self.scales_, y)
         self.classes_ = self.model_.classes_

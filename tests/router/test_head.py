@@ -9,7 +9,7 @@ from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from router.head import LogisticHead, MonotoneTrees
-from router.isotonic import Curve, fit_curve
+from router.isotonic import Curve, fit_curve, improves
 from router.linear import Linear
 from router.trees import Trees
 
@@ -89,6 +89,25 @@ def test_a_curve_makes_probabilities_of_scores_and_keeps_their_order() -> None:
     found = np.array([curve.at(score) for score in fresh])
     assert np.abs(found - fresh**3).mean() < 0.02
     assert (np.diff(found) > 0).all() and found[0] >= 0 and found[-1] <= 1
+
+
+def test_a_curve_is_worth_it_where_scores_are_off_and_not_where_they_are_right() -> None:
+    rng = np.random.default_rng(3)
+    chances = rng.random(3000)
+    right = rng.random(3000) < chances
+    assert improves(chances**2, right, seed=1)
+    assert improves(np.sqrt(chances), right, seed=1)
+    assert not improves(chances, right, seed=1)
+
+
+def test_one_odd_draft_at_an_end_does_not_move_the_others() -> None:
+    rng = np.random.default_rng(3)
+    scores = rng.random(2000)
+    right = rng.random(2000) < scores
+    for odd, kind in ((scores.argmin(), False), (scores.argmax(), True)):
+        right[odd] = kind
+    curve = fit_curve(scores, right)
+    assert np.abs([curve.at(score) - score for score in np.linspace(0, 1, 50)]).max() < 0.1
 
 
 @pytest.mark.parametrize("right", [True, False])

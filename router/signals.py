@@ -144,7 +144,10 @@ def log_probability(kind: Kind, answer: Answer, fields: Sequence[str] = ()) -> f
         return FLOOR if kind == "text" else UNKNOWN
     groups = value_tokens(answer, fields) if kind == "json" else {}
     chosen = list(chain.from_iterable(groups.values())) or answer.tokens
-    total = sum([_log(token.logprob) for token in chosen])
+    logs = [token.logprob for token in chosen]
+    total = sum(logs)
+    if not (total == total and min(logs) >= FLOOR and max(logs) <= 0.0):
+        total = sum(map(_log, logs))
     return total / len(chosen) if kind == "text" else total
 
 

@@ -1,7 +1,7 @@
 """Fitted gradient-boosted trees as plain arrays: the same numbers as scikit-learn's to the last
 bits, in some microseconds instead of a millisecond, and nothing to unpickle.
 
-One row walks down all trees at once, a level at a time; a leaf leads to itself.
+All trees are walked down at once, a level at a time; a leaf leads to itself.
 """
 
 from dataclasses import dataclass
@@ -65,9 +65,11 @@ class Trees:
         return self.bias + float(self.value[self._leaves(x)].sum())
 
     def _leaves(self, x: Doubles) -> NDArray[Any]:
+        # asking all nodes at once is cheaper than asking the few that are met, level by level
+        onward = np.where(x[self.feature] <= self.threshold, self.left, self.right)
         at: NDArray[Any] = self.roots
         for _ in range(self.depth):
-            at = np.where(x[self.feature[at]] <= self.threshold[at], self.left[at], self.right[at])
+            at = onward[at]
         return at
 
     def _deepest(self) -> int:

@@ -162,8 +162,8 @@ def test_trees_are_tried_with_many_rows_and_must_beat_the_regression() -> None:
     assert contest.leads[TREES].auroc_low > 0
     few, contest = learn_head(default("label"), rows[:500], losses[:500], seed=1)
     assert TREES not in contest.leads and (few is None or few.trees is None)
-    # an honest line is not replaced
-    assert learn_head(default("label"), *drafts(TREE_ROWS, telling=False), seed=1)[1].won == PLAIN
+    straight = learn_head(default("label"), *drafts(TREE_ROWS, telling=True), seed=1)[1]
+    assert straight.won == LOGISTIC and TREES in straight.leads
 
 
 def test_the_report_of_a_contest_also_says_by_how_much_nothing_was_won() -> None:

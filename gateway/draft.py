@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import aiohttp
@@ -19,6 +20,7 @@ from router.decision import Answer, Token
 TOP_LOGPROBS = 5
 #: keys that stand in every answer even where they are null; other nulls are vLLM's own
 _REQUIRED = frozenset({"content", "refusal", "logprobs", "finish_reason", "usage"})
+_first = itemgetter(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +155,16 @@ def _text(content: Any) -> str:
 def _tokens(choice: Body) -> Iterable[Token]:
     logprobs = choice.get("logprobs") or {}
     for item in logprobs.get("content") or ():
-        top = sorted((float(other["logprob"]) for other in item["top_logprobs"]), reverse=True)
-        yield Token(text=item["token"], logprob=float(item["logprob"]), top=tuple(top))
+        others = [(float(other["logprob"]), other["token"]) for other in item["top_logprobs"]]
+        others.sort(key=_first, reverse=True)
+        # more than the router asked for are the client's: its scores must not depend on them
+        del others[TOP_LOGPROBS:]
+        yield Token(
+            text=item["token"],
+            logprob=float(item["logprob"]),
+            top=tuple([logprob for logprob, _ in others]),
+            names=tuple([name for _, name in others]),
+        )
 
 
 def shown(draft: Draft, chat: Chat) -> Body:

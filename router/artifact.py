@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.arrays import unpack
-from router.confidence import Confidence
 from router.embedding import Embedding
 from router.errors import BadArtifact, VersionMismatch
 from router.ood import Ood
@@ -29,6 +28,7 @@ from router.plausible import check_arrays, check_router
 from router.prefix import Prefix
 from router.report import Ranking, Report
 from router.router import Router, Start
+from router.score_arrays import read_contest, read_score, score_arrays, score_numbers
 from router.threshold import NEVER, Certificate
 
 #: Raised whenever old folders stop meaning the same: also when n-gram hashing or signals change.
@@ -63,7 +63,7 @@ def save(router: Router, folder: Path) -> None:
             "unseen": router.ood.embedding.unseen,
             "uses": router.ood.uses,
         },
-        "confidence": {"bias": router.confidence.bias},
+        "confidence": score_numbers(router.confidence),
         "release": {"window": router.window, "prefix": _prefix_numbers(router.prefix)},
         "threshold": router.threshold,
         "start": {"share": router.start.share},
@@ -137,7 +137,7 @@ def _read_arrays(path: Path, wanted: str) -> Mapping[str, NDArray[Any]]:
 
 
 def _arrays(router: Router) -> dict[str, NDArray[Any]]:
-    ood, head, prefix = router.ood, router.confidence, router.prefix
+    ood, prefix = router.ood, router.prefix
     nothing = np.zeros(0)
     return {
         "keys": ood.embedding.keys,
@@ -148,9 +148,7 @@ def _arrays(router: Router) -> dict[str, NDArray[Any]]:
         "biases": ood.biases,
         "centroids": ood.centroids,
         "reference": ood.reference,
-        "head_weights": head.weights,
-        "head_means": head.means,
-        "head_scales": head.scales,
+        **score_arrays(router.confidence),
         "start_scores": router.start.scores,
         "start_losses": router.start.losses,
         "prefix_weights": nothing if prefix is None else prefix.weights,
@@ -206,12 +204,8 @@ def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
             reference=arrays["reference"],
         ),
         ood_epsilon=float(manifest["ood"]["epsilon"]),
-        confidence=Confidence(
-            kind=spec["kind"],
-            weights=arrays["head_weights"],
-            means=arrays["head_means"],
-            scales=arrays["head_scales"],
-            bias=float(manifest["confidence"]["bias"]),
+        confidence=read_score(
+            spec["kind"], manifest["confidence"], arrays, views=len(manifest["ood"]["uses"])
         ),
         window=manifest["release"]["window"],
         prefix=_prefix(manifest["release"]["prefix"], arrays),
@@ -225,6 +219,7 @@ def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
         report=Report(
             **{
                 **report,
+                "contest": read_contest(report["contest"]),
                 "rankings": {name: Ranking(**item) for name, item in report["rankings"].items()},
             }
         ),

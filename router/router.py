@@ -13,18 +13,20 @@ two beforehand, so both certificates hold at once and the one that serves more m
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, exp
 
 import numpy as np
 from numpy.typing import NDArray
 
-from router.confidence import Confidence, default, fit_confidence, plain
+from router.confidence import Confidence, default, learn_head, plain
+from router.contest import Contest
 from router.decision import Answer, Decision, Reason, Route
 from router.ood import Ood, fit_ood
-from router.output import OutputSpec, check, label_of, learn
+from router.options import places
+from router.output import OutputSpec, bare, check, label_of, learn
 from router.prefix import Prefix, cut, fit_prefix, loss_of
 from router.report import Ranking, Report, rank
-from router.signals import Signals, signals
+from router.signals import Signals, log_probability, signals
 from router.threshold import (
     GRID,
     NEVER,
@@ -127,10 +129,18 @@ class Router:
 
     def score(self, prompt: str, answer: Answer) -> float:
         """The trust in a draft, in [0, 1]. Says nothing about the output rules."""
+        spec, confidence = self.spec, self.confidence
         answer = cut(answer, self.window)
-        signal = signals(self.spec.kind, answer, tuple(self.spec.fields))
-        views = self.ood.views(prompt) if self.confidence.learned else np.zeros(0)
-        return self.confidence.score(signal, views)
+        if not confidence.learned:
+            return exp(log_probability(spec.kind, answer, tuple(spec.fields)))
+        signal = signals(
+            spec.kind,
+            answer,
+            tuple(spec.fields),
+            labels=spec.labels if confidence.reader is not None else (),
+            lengths=confidence.lengths,
+        )
+        return confidence.score(signal, self.ood.views(prompt))
 
 
 def fit_router(
@@ -158,19 +168,14 @@ def fit_router(
         [row.prompt for row in calibration],
         seed=seed,
     )
-    router = Router(
-        spec=spec,
-        ood=ood,
-        ood_epsilon=ood_epsilon,
-        confidence=default(spec.kind),
-        window=window,
-    )
+    score = default(spec.kind, [row.answer for row in train])
+    router = Router(spec=spec, ood=ood, ood_epsilon=ood_epsilon, confidence=score, window=window)
     if not calibration:
         delta, _ = shares(1.0 - confidence)
         return replace(router, report=_report(router, _Rows(), max_disagreement, delta))
     rows = _Rows.of(router, calibration)
     delta, _ = shares(1.0 - confidence)
-    chosen, certificate, certified = _certify(router, rows, max_disagreement, delta, seed)
+    chosen, certificate, certified, contest = _certify(router, rows, max_disagreement, delta, seed)
     share = 1.0
     if len(rows.prompts) >= HEAD_ROWS:
         share = HEAD_DELTA if chosen.learned else 1.0 - HEAD_DELTA
@@ -194,7 +199,8 @@ def fit_router(
             seed=seed,
         )
         router = replace(router, prefix=prefix)
-    return replace(router, report=_report(router, certified, max_disagreement, delta))
+    report = replace(_report(router, certified, max_disagreement, delta), contest=contest)
+    return replace(router, report=report)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +210,7 @@ class _Rows:
     prompts: Sequence[str] = ()
     signals: Sequence[Signals] = ()
     views: Sequence[Doubles] = ()
+    wanted: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, dtype=np.intp))
     losses: Doubles = field(default_factory=lambda: np.zeros(0))
     valid: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
     passed: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
@@ -211,13 +218,20 @@ class _Rows:
     @classmethod
     def of(cls, router: Router, calibration: Sequence[Judged]) -> "_Rows":
         spec, ood, window = router.spec, router.ood, router.window
+        lengths = router.confidence.lengths
         fields = tuple(spec.fields)
+        labels = spec.labels if spec.kind == "label" else ()
+        known = places(labels)
         seen = [cut(row.student, window) for row in calibration]
         views = [ood.views(row.prompt) for row in calibration]
         return cls(
             prompts=[row.prompt for row in calibration],
-            signals=[signals(spec.kind, answer, fields) for answer in seen],
+            signals=[
+                signals(spec.kind, answer, fields, labels=labels, lengths=lengths)
+                for answer in seen
+            ],
             views=views,
+            wanted=np.array([known.get(bare(row.teacher), len(labels)) for row in calibration]),
             losses=np.array(
                 [loss_of(spec, row.student, row.teacher, window) for row in calibration]
             ),
@@ -231,6 +245,7 @@ class _Rows:
             prompts=[self.prompts[at] for at in picked],
             signals=[self.signals[at] for at in picked],
             views=[self.views[at] for at in picked],
+            wanted=self.wanted[mask],
             losses=self.losses[mask],
             valid=self.valid[mask],
             passed=self.passed[mask],
@@ -244,30 +259,32 @@ class _Rows:
 
 def _certify(
     router: Router, rows: _Rows, alpha: float, delta: float, seed: int
-) -> tuple[Confidence, Certificate | None, _Rows]:
-    """The score to use, its certificate, and the rows that certificate speaks of."""
+) -> tuple[Confidence, Certificate | None, _Rows, Contest]:
+    """The score to use, its certificate, the rows that certificate speaks of, and how the heads
+    that were tried did."""
     binary = router.spec.kind != "text"
     base = router.confidence
     if len(rows.prompts) < HEAD_ROWS:
         ours = certify(rows.scores(base), rows.losses, alpha, delta, binary=binary)
-        return base, ours, rows
+        return base, ours, rows, Contest()
     # Split the error before looking, or choosing between the certificates would void them.
     ours = certify(rows.scores(base), rows.losses, alpha, delta * (1 - HEAD_DELTA), binary=binary)
     taught = np.array([_bucket(prompt) == 0 for prompt in rows.prompts])
-    seen = rows.only(taught)
-    head = fit_confidence(
-        router.spec.kind,
+    seen = rows.only(taught & rows.valid)  # what breaks the rules is never scored
+    head, contest = learn_head(
+        base,
         list(zip(seen.signals, seen.views, strict=True)),
         seen.losses.tolist(),
         seed=seed,
+        wanted=seen.wanted.tolist() if router.spec.kind == "label" else (),
     )
     if head is None:
-        return base, ours, rows
+        return base, ours, rows, contest
     unseen = rows.only(~taught)
     theirs = certify(unseen.scores(head), unseen.losses, alpha, delta * HEAD_DELTA, binary=binary)
     if theirs is None or (ours is not None and theirs.coverage <= ours.coverage):
-        return base, ours, rows
-    return head, theirs, unseen
+        return base, ours, rows, contest
+    return head, theirs, unseen, contest
 
 
 def _hopeful(scores: Doubles, losses: Doubles, alpha: float) -> float:

@@ -23,8 +23,8 @@ is a product, kept in multiples of 2^-40 so that sums are exact in any order, an
 maximum is taken after every BLOCK-th request. Within a block, order changes nothing at all.
 
 Bets sized for each threshold from its own past were tried instead of a mean over six sizes: sooner
-where R is far under alpha, but later where it is near, which is where coverage is won; and what they
-win depends on order. Their numbers are in LOG.md.
+where R is far under alpha, but later where it is near, which is where coverage is won; and what
+they win depends on order. Their numbers are in LOG.md.
 """
 
 import math

@@ -278,6 +278,9 @@ class Contract(Section):
     disagreement with the teacher."""
     confidence: Share = 0.95
     """With at least this probability over the evidence."""
+    spend: Literal["bundle", "lifetime"] = "bundle"
+    """What that probability is of. bundle: each bundle keeps the promise; lifetime: all bundles of
+    the task do, ever, which certifies less and less, and by the live certificate alone."""
 
 
 class Release(Section):

@@ -19,6 +19,7 @@ from gateway.storage.tables import Exchange, utcnow
 from gateway.upstreams.chain import Asking
 from gateway.wire.protocol import Chat, Incoming
 from router.decision import Decision, Reason, Route
+from router.kept_signals import kept_signals
 from router.prefix import loss_of
 from router.sampler import sampled
 
@@ -161,6 +162,12 @@ class Trip:
         window = None if self.live is None else self.live.router.window
         return loss_of(spec, self.draft.answer, self.teacher_text, window)
 
+    def signals(self) -> dict[str, float] | None:
+        """The draft's, of the fields that the router looks at."""
+        if self.draft is None or self.live is None:
+            return None
+        return kept_signals(self.live.router.spec, self.draft.answer)
+
     def exchange(self) -> Exchange:
         """The row for the retraining queue, redacted."""
         task, decision = self.lane.task, self.decision
@@ -193,6 +200,7 @@ class Trip:
             propensity=self.uniform,
             bundle=None if self.live is None else self.live.bundle.id,
             check=self.check,
+            signals=self.signals(),
             prompt_hash=self.lane.prompt_hash,
             caller=self.incoming.caller.id,
         )

@@ -169,6 +169,17 @@ def _parser() -> argparse.ArgumentParser:
             task=True,
         )
     )
+    from retrain.replay_command import add_options as add_replay_options
+    from retrain.replay_command import replay
+
+    add_replay_options(
+        add(
+            "replay",
+            replay,
+            "draw what other thresholds, signals or bundles would have done with logged traffic",
+            task=True,
+        )
+    )
     add("bundles", _bundles, "list the bundles and their states", task=True)
     _add_queue(commands)
     from retrain.keys_commands import add_keys

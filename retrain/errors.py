@@ -5,6 +5,7 @@ RetrainError
 ├── LeakageError   near-identical prompts on both sides of the split
 ├── NightBusy      another night of the same task is at work
 ├── NightError     a step of a night cannot go on
+├── ReplayError    logged traffic that cannot be replayed
 ├── StudentError   the student's environment, model or server cannot be used
 └── TrainingError  the rows or the base model cannot be trained on
 """
@@ -30,6 +31,10 @@ class NightBusy(RetrainError):
 
 class NightError(RetrainError):
     """A step of a night cannot go on."""
+
+
+class ReplayError(RetrainError):
+    """Logged traffic that cannot be replayed."""
 
 
 class StudentError(RetrainError):

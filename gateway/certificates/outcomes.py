@@ -182,8 +182,8 @@ def outcome(row: Row, audit: Audit | None, window: Window, now: float) -> Outcom
 
 
 def rounded_down(least: float) -> float:
-    """To a few levels: the audit rate moves all the time, and each new least propensity makes the
-    certificate deal out its capital anew. A lower one is as valid."""
+    """To a few levels. The audit rate moves all the time, and requests of one least propensity are
+    worked out together; a lower one is as valid."""
     at = bisect_right(LEVELS, least)
     return LEVELS[at - 1] if at else least
 

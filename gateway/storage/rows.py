@@ -18,7 +18,7 @@ Values = dict[str, Any]
 #: what an audit knows of a row that feedback made
 _AUDITED = (
     *("dedupe_key", "teacher_text", "teacher_model", "student_text", "score", "p_ood"),
-    *("sampled", "propensity", "bundle"),
+    *("sampled", "propensity", "bundle", "signals"),
 )
 _exchange: Table = Exchange.metadata.tables["exchange"]
 _event: Table = ExchangeEvent.metadata.tables["exchange_event"]

@@ -24,6 +24,7 @@ COMMANDS = [
     "label",
     "review",
     "savings",
+    "replay",
     "bundles",
     "queue",
     "keys",

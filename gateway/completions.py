@@ -8,7 +8,15 @@ import orjson
 from gateway.draft import Draft, shown, shown_stream
 from gateway.errors import GatewayError
 from gateway.fallback import ask_teacher, route_headers
-from gateway.first_try import ask_student, fails_check, fits, score_after, score_before
+from gateway.first_try import (
+    ask_student,
+    fails_check,
+    fits,
+    forget_verdict,
+    score_after,
+    score_before,
+    settled,
+)
 from gateway.parts import Parts
 from gateway.trip import Trip
 from gateway.wire.protocol import EVENTS, JSON, Sink, student_can
@@ -22,7 +30,9 @@ async def answer(parts: Parts, trip: Trip, sink: Sink) -> None:
     try:
         if trip.decision.route is Route.STUDENT:
             trip.draft = await ask_student(parts, trip, stream=trip.chat.stream)
-            trip.decision = after(trip)
+            trip.decision = await settled(trip)
+            if trip.decision.route is Route.STUDENT:
+                trip.decision = after(trip)
             if trip.decision.route is Route.STUDENT:
                 trip.decision = await checked(trip)
         if trip.decision.route is Route.TEACHER:
@@ -45,6 +55,7 @@ async def answer(parts: Parts, trip: Trip, sink: Sink) -> None:
         trip.status = 499
         raise
     finally:
+        forget_verdict(trip)
         parts.ledger.close(trip, sink)
 
 

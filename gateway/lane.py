@@ -15,7 +15,9 @@ from gateway.money.prices import PriceBook
 from gateway.money.pricing import TeacherEstimate
 from gateway.prompt import prompt_hash
 from gateway.storage.bundles import BundleFiles
+from gateway.vectors import Floats, make_vectors
 from router.decision import Answer, Decision
+from router.embedder import STATIC, Embedder, Outside
 from router.output import OutputSpec
 from router.threshold import Certificate
 
@@ -32,8 +34,14 @@ class Judge(Protocol):
     def threshold(self) -> float: ...
     @property
     def spec(self) -> OutputSpec: ...
-    def before(self, prompt: str) -> Decision: ...
-    def after(self, prompt: str, answer: Answer, p_ood: float | None = None) -> Decision: ...
+    def before(self, prompt: str, vector: Floats | None = None) -> Decision: ...
+    def after(
+        self,
+        prompt: str,
+        answer: Answer,
+        p_ood: float | None = None,
+        vector: Floats | None = None,
+    ) -> Decision: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +68,13 @@ class Lane:
         self.estimate = TeacherEstimate()
         self.metrics = LaneMetrics(task.name)
         self.checks = Checks(task.checks)
+        self.vectors = make_vectors(task.embedder)
         self.cache = Cache(task.name, task.cache) if task.cache.enabled else None
+
+    @property
+    def embedder(self) -> Embedder:
+        """Whose vectors the task's router must have been fitted on."""
+        return Outside(name=STATIC) if self.vectors is None else self.vectors.embedder
 
     def propensity(self) -> float:
         """With which probability a request is sampled. Where the teacher answers everything, the
@@ -123,5 +137,6 @@ class LaneMetrics:
         self.audits = counters(metrics.audits_total)
         self.audit_loss = metrics.audit_loss_total.labels(task)
         self.exchanges = counters(metrics.exchanges_total)
+        self.embedder_failed = metrics.embedder_failed_total.labels(task)
         self.checks_failed = counters(metrics.checks_failed_total)
         self.cache = counters(metrics.cache_requests_total)

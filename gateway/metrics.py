@@ -140,6 +140,11 @@ checks_failed_total = Counter(
     "Drafts that failed a check of their task, those of shadow mode included.",
     ["task", "check"],
 )
+embedder_failed_total = Counter(
+    "retort_embedder_failed_total",
+    "Prompts whose embedder failed or was late: the teacher answered.",
+    ["task"],
+)
 cache_requests_total = Counter(
     "retort_cache_requests_total",
     "Requests of tasks with a response cache. result: hit | miss | bypass.",

@@ -109,7 +109,7 @@ class Poller:
                 f"{files.id} was trained for another prompt contract than tasks.{lane.task.name}"
                 ".prompt: change it back, or train a new student"
             )
-        router = await asyncio.to_thread(artifact.load, files.router_dir)
+        router = await asyncio.to_thread(artifact.load, files.router_dir, lane.embedder)
         await self._loading.first(files)
         return Live(bundle=files, router=router)
 

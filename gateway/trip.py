@@ -1,5 +1,6 @@
 """One request of a task on its way to an answer: everything the ledger and the queue will know."""
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from gateway.storage import exchanges
 from gateway.storage.line import Line, endpoint_of, milliseconds, name_of, retries_of
 from gateway.storage.tables import Exchange, utcnow
 from gateway.upstreams.chain import Asking
+from gateway.vectors import Floats
 from gateway.wire.protocol import Chat, Incoming
 from router.decision import Decision, Reason, Route
 from router.output import disagreement
@@ -31,6 +33,10 @@ class Trip:
     config: Config
     live: Live | None = field(init=False)
     decision: Decision = field(init=False)
+    #: what the router says of the prompt, where its embedder is asked beside the student
+    verdict: asyncio.Task[Decision] | None = None
+    #: what the embedder said
+    vector: Floats | None = None
     draft: Draft | None = None
     teacher_asked: bool = False
     asking: Asking = field(default_factory=Asking)

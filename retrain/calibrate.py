@@ -8,6 +8,7 @@ from threadpoolctl import threadpool_limits
 
 from gateway.config import Task
 from retrain.evaluate import Share, mean_share
+from retrain.vectors import embedder_for
 from router.decision import Answer, Decision, Reason, Route
 from router.output import OutputSpec, disagreement
 from router.router import Judged, Labelled, Router, fit_router
@@ -53,6 +54,8 @@ def calibrate(
             confidence=task.contract.confidence,
             ood_epsilon=task.ood_epsilon,
             seed=seed,
+            embedder=embedder_for(task),
+            cost_ratio=task.cost_ratio,
         )
 
 

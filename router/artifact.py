@@ -10,7 +10,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.confidence import Confidence
+from router.difficulty import Difficulty
+from router.embedder import STATIC, Embedder, Outside, Space
 from router.embedding import Embedding
-from router.errors import BadArtifact, VersionMismatch
+from router.errors import BadArtifact, VersionMismatch, WrongEmbedder
 from router.ood import Ood
 from router.output import OutputSpec
 from router.report import Ranking, Report
@@ -28,7 +30,9 @@ from router.router import Router
 from router.threshold import NEVER, Certificate
 
 #: Raised whenever old folders stop meaning the same: also when n-gram hashing or signals change.
-FORMAT = 1
+FORMAT = 2
+#: The arrays of a difficulty estimate, beside its n-grams' axis.
+HARD = ("rows", "losses", "centres", "priors", "line", "surface", "means", "scales", "units", "mix")
 MANIFEST = "manifest.json"
 ARRAYS = "arrays.npz"
 
@@ -54,9 +58,10 @@ def save(router: Router, folder: Path) -> None:
         },
         "ood": {
             "epsilon": router.ood_epsilon,
-            "unseen": router.ood.embedding.unseen,
-            "uses": router.ood.uses,
+            "unseen": router.ood.space.words.unseen,
         },
+        "embedder": _identity(router.ood.space),
+        "hopeless": router.hopeless,
         "confidence": {"bias": router.confidence.bias},
         "threshold": router.threshold,
         "certificate": None if router.certificate is None else asdict(router.certificate),
@@ -68,8 +73,11 @@ def save(router: Router, folder: Path) -> None:
     partial.replace(folder / MANIFEST)
 
 
-def load(folder: Path) -> Router:
-    """The router saved in ``folder``. Raises BadArtifact or VersionMismatch naming the file."""
+def load(folder: Path, embedder: Embedder | None = None) -> Router:
+    """The router saved in ``folder``. ``embedder`` is the one whose vectors it will be given, and
+    is asked for those it is not given; only an `Outside` one named STATIC stands for none. Without
+    it any router loads, but one with an embedder then needs each prompt's vector. Raises
+    BadArtifact, VersionMismatch or WrongEmbedder naming the file."""
     manifest = _manifest(folder / MANIFEST)
     try:
         wanted = manifest["files"][ARRAYS]
@@ -77,7 +85,8 @@ def load(folder: Path) -> Router:
         raise BadArtifact(f"{folder / MANIFEST}: does not list {ARRAYS}") from None
     arrays = _read_arrays(folder / ARRAYS, wanted)
     try:
-        return _router(manifest, arrays)
+        meaning = _meaning(manifest["embedder"], embedder, folder / MANIFEST)
+        return _router(manifest, arrays, meaning)
     except (KeyError, TypeError, ValueError) as error:
         raise BadArtifact(f"{folder / MANIFEST}: not a router ({error!r})") from None
 
@@ -117,12 +126,38 @@ def _read_arrays(path: Path, wanted: str) -> Mapping[str, NDArray[Any]]:
         raise BadArtifact(f"{path}: not readable as arrays ({error})") from None
 
 
+def _identity(space: Space) -> dict[str, Any]:
+    if space.meaning is None:
+        return {"name": STATIC, "size": 0}
+    return {"name": space.name, "size": space.meaning.size}
+
+
+def _meaning(known: Mapping[str, Any], embedder: Embedder | None, path: Path) -> Embedder | None:
+    """What stands beside the n-grams: the embedder given, if it is the one it was fitted with."""
+    name, size = str(known["name"]), int(known["size"])
+    if embedder is not None and embedder.name != name:
+        raise WrongEmbedder(
+            f"{path}: was fitted with the embedder {name!r}, and the task has {embedder.name!r}:"
+            " change it back, or calibrate again"
+        )
+    if name == STATIC:
+        return None
+    if embedder is not None and embedder.size and embedder.size != size:
+        raise WrongEmbedder(
+            f"{path}: was fitted on vectors of {size} numbers, and {name!r} gives {embedder.size}"
+        )
+    if embedder is None or isinstance(embedder, Outside):
+        return Outside(name=name, size=size)
+    return embedder
+
+
 def _arrays(router: Router) -> dict[str, NDArray[Any]]:
     ood, head = router.ood, router.confidence
+    words = ood.space.words
     return {
-        "keys": ood.embedding.keys,
-        "idf": ood.embedding.idf,
-        "axes": ood.embedding.axes,
+        "keys": words.keys,
+        "idf": words.idf,
+        "axes": words.axes.astype(np.float16),
         "rows": ood.rows,
         "weights": ood.weights,
         "biases": ood.biases,
@@ -131,10 +166,34 @@ def _arrays(router: Router) -> dict[str, NDArray[Any]]:
         "head_weights": head.weights,
         "head_means": head.means,
         "head_scales": head.scales,
+        **_hard_arrays(router.difficulty),
     }
 
 
-def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Router:
+def _hard_arrays(hard: Difficulty | None) -> dict[str, NDArray[Any]]:
+    if hard is None:
+        return {}
+    arrays = {f"hard_{name}": getattr(hard, name) for name in HARD}
+    return {**arrays, "hard_words": hard.words.axes}
+
+
+def _difficulty(arrays: Mapping[str, NDArray[Any]], words: Embedding) -> Difficulty | None:
+    """Its n-grams are those of the OOD gate."""
+    if "hard_words" not in arrays:
+        return None
+    own = replace(words, axes=arrays["hard_words"])
+    return Difficulty(words=own, **{name: arrays[f"hard_{name}"] for name in HARD})
+
+
+def _router(
+    manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], meaning: Embedder | None
+) -> Router:
+    words = Embedding(
+        keys=arrays["keys"],
+        idf=arrays["idf"],
+        unseen=float(manifest["ood"]["unseen"]),
+        axes=arrays["axes"].astype(np.float32),
+    )
     spec, certificate, report = manifest["spec"], manifest["certificate"], manifest["report"]
     threshold = float(manifest["threshold"])
     if certificate is None and threshold < NEVER:
@@ -148,17 +207,11 @@ def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
             fences=spec["fences"],
         ),
         ood=Ood(
-            embedding=Embedding(
-                keys=arrays["keys"],
-                idf=arrays["idf"],
-                unseen=float(manifest["ood"]["unseen"]),
-                axes=arrays["axes"],
-            ),
+            space=Space(words=words, meaning=meaning),
             rows=arrays["rows"],
             weights=arrays["weights"],
             biases=arrays["biases"],
             centroids=arrays["centroids"],
-            uses=tuple(manifest["ood"]["uses"]),
             reference=arrays["reference"],
         ),
         ood_epsilon=float(manifest["ood"]["epsilon"]),
@@ -169,6 +222,8 @@ def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
             scales=arrays["head_scales"],
             bias=float(manifest["confidence"]["bias"]),
         ),
+        difficulty=_difficulty(arrays, words),
+        hopeless=float(manifest["hopeless"]),
         threshold=threshold,
         certificate=None if certificate is None else Certificate(**certificate),
         report=Report(

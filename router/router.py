@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from router.confidence import Confidence, default, fit_confidence, plain
 from router.decision import Answer, Decision, Reason, Route
-from router.ood import Ood, fit_ood
+from router.difficulty import Difficulty, fit_difficulty
+from router.embedder import Embedder
+from router.ood import Floats, Ood, fit_ood
 from router.output import OutputSpec, check, disagreement, label_of, learn
 from router.report import Ranking, Report, rank
 from router.signals import Signals, signals
@@ -64,29 +66,49 @@ class Judged:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Router:
     """A fitted router. ``threshold`` is NEVER where there is no certificate. Prompts are what the
-    student is told to answer (the user's text, without system prompt), as in training."""
+    student is told to answer (the user's text, without system prompt), as in training. Where the
+    task has an embedder, its ``vector`` of the prompt may be handed in; else it is asked here.
+    ``difficulty``: the chance, by the prompt alone, that a draft will not be served; ``hopeless``:
+    above this chance the student is not asked."""
 
     spec: OutputSpec
     ood: Ood
     ood_epsilon: float
     confidence: Confidence
+    difficulty: Difficulty | None = None
+    hopeless: float = 1.0
     threshold: float = NEVER
     certificate: Certificate | None = None
     report: Report = field(default_factory=Report)
 
-    def before(self, prompt: str) -> Decision:
+    @property
+    def serial(self) -> bool:
+        """Whether ``before`` is cheap enough to be waited for before the student is asked."""
+        return self.ood.space.serial
+
+    def before(self, prompt: str, vector: Floats | None = None) -> Decision:
         """Whether to ask the student at all: route STUDENT means "go on". ``p_ood`` is always
-        set, also where the student is not certified (the queue and shadow mode want it)."""
-        p_ood = self.ood.p_value(prompt)
+        set, also where the student is not certified (the queue and shadow mode want it). Raises
+        NoEmbedder where the vector is needed and cannot be had."""
+        at = self.ood.space(prompt, vector)
+        p_ood = self.ood.place(self.ood.seen_from(at))
         if self.certificate is None:
             return Decision(route=Route.TEACHER, reason=Reason.NOT_CERTIFIED, p_ood=p_ood)
         if p_ood <= self.ood_epsilon:
             return Decision(route=Route.TEACHER, reason=Reason.OOD, p_ood=p_ood)
+        if self.difficulty is not None and self.difficulty(prompt, at) > self.hopeless:
+            return Decision(route=Route.TEACHER, reason=Reason.HARD, p_ood=p_ood)
         return Decision(route=Route.STUDENT, reason=Reason.TRUSTED, p_ood=p_ood)
 
-    def after(self, prompt: str, answer: Answer, p_ood: float | None = None) -> Decision:
+    def after(
+        self,
+        prompt: str,
+        answer: Answer,
+        p_ood: float | None = None,
+        vector: Floats | None = None,
+    ) -> Decision:
         """Whether the student's draft may be served. ``p_ood`` is passed through."""
-        score = self.score(prompt, answer)
+        score = self.score(prompt, answer, vector)
         if check(self.spec, answer) is not None:
             route, reason = Route.TEACHER, Reason.INVALID
         elif score < self.threshold:
@@ -95,10 +117,10 @@ class Router:
             route, reason = Route.STUDENT, Reason.TRUSTED
         return Decision(route=route, reason=reason, score=score, p_ood=p_ood)
 
-    def score(self, prompt: str, answer: Answer) -> float:
+    def score(self, prompt: str, answer: Answer, vector: Floats | None = None) -> float:
         """The trust in a draft, in [0, 1]. Says nothing about the output rules."""
         signal = signals(self.spec.kind, answer, tuple(self.spec.fields))
-        views = self.ood.views(prompt) if self.confidence.learned else np.zeros(0)
+        views = self.ood.views(prompt, vector) if self.confidence.learned else np.zeros(0)
         return self.confidence.score(signal, views)
 
 
@@ -111,17 +133,23 @@ def fit_router(
     confidence: float,
     ood_epsilon: float,
     seed: int = 17,
+    embedder: Embedder | None = None,
+    cost_ratio: float | None = None,
 ) -> Router:
     """The router of a student, from its training rows and from held-out traffic it answered.
 
     ``calibration`` must be requests of the task as they come in, none of them trained on. Too few
     or too bad ones give a router without certificate, which sends everything to the teacher.
+    ``embedder``: asked beside the task's own n-grams. ``cost_ratio``: what a draft costs, as a
+    share of the teacher's answer; where it is known, the student is not asked for what it will
+    hardly be served for: trying costs the ratio, and saves an answer as often as it succeeds.
     """
     spec = learn(spec, (row.answer for row in train))
     ood = fit_ood(
         [(row.prompt, label_of(spec, row.answer)) for row in train],
         [row.prompt for row in calibration],
         seed=seed,
+        embedder=embedder,
     )
     router = Router(spec=spec, ood=ood, ood_epsilon=ood_epsilon, confidence=default(spec.kind))
     if not calibration:
@@ -136,6 +164,12 @@ def fit_router(
             threshold=certificate.threshold,
             certificate=_with_gate(certificate, router, certified, delta),
         )
+        if cost_ratio is not None:
+            router = replace(
+                router,
+                difficulty=_difficulty(router, rows, seed),
+                hopeless=1.0 - min(cost_ratio, 1.0),
+            )
     return replace(router, report=_report(router, certified, max_disagreement, delta))
 
 
@@ -154,7 +188,7 @@ class _Rows:
     def of(cls, router: Router, calibration: Sequence[Judged]) -> "_Rows":
         spec, ood = router.spec, router.ood
         fields = tuple(spec.fields)
-        views = [ood.views(row.prompt) for row in calibration]
+        views = [ood.seen_from(at) for at in ood.space.many([row.prompt for row in calibration])]
         return cls(
             prompts=[row.prompt for row in calibration],
             signals=[signals(spec.kind, row.student, fields) for row in calibration],
@@ -213,6 +247,15 @@ def _certify(
 
 def _bucket(prompt: str) -> int:
     return zlib.crc32(b"head:" + prompt.encode("utf-8", "surrogatepass")) % HEAD_BUCKETS
+
+
+def _difficulty(router: Router, rows: _Rows, seed: int) -> Difficulty | None:
+    """From what the router would do with the drafts of the calibration rows."""
+    space = router.ood.space
+    served = rows.scores(router.confidence) >= router.threshold
+    deferred = np.where(served, 0.0, 1.0).tolist()
+    points = space.many(rows.prompts)
+    return fit_difficulty(space, rows.prompts, points, deferred, seed=seed)
 
 
 def _with_gate(certificate: Certificate, router: Router, rows: _Rows, delta: float) -> Certificate:

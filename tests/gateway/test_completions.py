@@ -13,6 +13,7 @@ from gateway.lane import Lane, Live
 from gateway.storage.bundles import BundleFiles
 from gateway.storage.tables import utcnow
 from gateway.trip import Trip
+from gateway.vectors import Floats
 from gateway.wire.protocol import Incoming, read_chat
 from router.decision import Answer, Decision, Reason, Route
 from router.output import OutputSpec
@@ -26,10 +27,16 @@ class BrokenRouter:
     threshold = 0.5
     spec = OutputSpec()
 
-    def before(self, prompt: str) -> Decision:
+    def before(self, prompt: str, vector: Floats | None = None) -> Decision:
         raise ZeroDivisionError
 
-    def after(self, prompt: str, answer: Answer, p_ood: float | None = None) -> Decision:
+    def after(
+        self,
+        prompt: str,
+        answer: Answer,
+        p_ood: float | None = None,
+        vector: Floats | None = None,
+    ) -> Decision:
         raise ZeroDivisionError
 
 

@@ -42,11 +42,13 @@ def score_before(trip: Trip, live: Live) -> Decision:
 
 
 async def settled(trip: Trip) -> Decision:
-    """The decision so far, with what was found out about the prompt beside the student."""
+    """The decision so far, with what was found out about the prompt beside the student. To be
+    called before anything of a draft is released; any further call changes nothing."""
     if trip.verdict is None:
         return trip.decision
     started = time.perf_counter()
     verdict = await trip.verdict
+    trip.verdict = None
     trip.incoming.waited_s += time.perf_counter() - started
     if trip.decision.reason in (Reason.FORCED, Reason.SHADOW):
         return replace(trip.decision, p_ood=verdict.p_ood)

@@ -59,6 +59,7 @@ def save(router: Router, folder: Path) -> None:
         "ood": {
             "epsilon": router.ood_epsilon,
             "unseen": router.ood.space.words.unseen,
+            "uses": router.ood.uses,
         },
         "embedder": _identity(router.ood.space),
         "hopeless": router.hopeless,

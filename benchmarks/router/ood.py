@@ -209,22 +209,23 @@ def detectors(gate: Ood, train: Floats, labels: Sequence[str | None]) -> Callabl
     centres = np.stack([train[kinds == kind].mean(axis=0) for kind in range(kinds.max() + 1)])
     rest, whole = train - centres[kinds], train - train.mean(axis=0)
 
-    def precision(residuals: Floats) -> Doubles:
+    def whitener(residuals: Floats) -> Doubles:
+        """What makes their covariance round: Mahalanobis distance is distance after it."""
         cov = residuals.T @ residuals / len(residuals)
         size = len(cov)
         shrink = min(1.0, max(0.02, 0.5 * size / len(residuals)))
         flat = np.eye(size) * np.trace(cov) / size
-        return np.asarray(np.linalg.inv((1 - shrink) * cov + shrink * flat), np.float64)
+        values, axes = np.linalg.eigh((1 - shrink) * cov + shrink * flat)
+        return np.asarray(axes / np.sqrt(values), np.float64)
 
-    inner, outer = precision(rest), precision(whole)
-
-    def distance(points: Floats, centre: Floats, of: Doubles) -> Doubles:
-        away = points - centre
-        return np.einsum("ij,jk,ik->i", away, of, away)
+    inner, outer = whitener(rest), whitener(whole)
+    targets = centres @ inner
 
     def all_of(points: Floats) -> dict[str, Doubles]:
-        near = np.min([distance(points, centre, inner) for centre in centres], axis=0)
-        common = distance(points, train.mean(axis=0), outer)
+        at = points @ inner
+        every = (at**2).sum(axis=1)[:, None] - 2 * at @ targets.T + (targets**2).sum(axis=1)
+        near = every.min(axis=1)
+        common = (((points - train.mean(axis=0)) @ outer) ** 2).sum(axis=1)
         return {"Mahalanobis": near, "relative Mahalanobis": near - common}
 
     return all_of
@@ -283,7 +284,10 @@ def measure(data: Data, quick: bool) -> list[Line]:
         if known:
             embedders["minilm"] = Known(known)
     for by, embedder in embedders.items():
-        found = {case.name: measured(case, embedder) for case in built}
+        found = {}
+        for case in built:
+            print(f"OOD: {case.name} ({by})", file=sys.stderr, flush=True)
+            found[case.name] = measured(case, embedder)
         lines += lines_of(found, by, barred=not quick)
     return lines
 

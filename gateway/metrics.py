@@ -176,6 +176,11 @@ wasted_tokens_total = Counter(
     "Tokens of drafts the client was not given. draft: stopped | whole.",
     ["task", "draft"],
 )
+embedder_failed_total = Counter(
+    "retort_embedder_failed_total",
+    "Prompts whose embedder failed or was late: the teacher answered.",
+    ["task"],
+)
 cache_requests_total = Counter(
     "retort_cache_requests_total",
     "Requests of tasks with a response cache. result: hit | miss | bypass.",

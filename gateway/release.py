@@ -16,7 +16,7 @@ import aiohttp
 from gateway.draft import Draft, DraftStream, max_tokens, shown_stream
 from gateway.errors import UpstreamError
 from gateway.fallback import route_headers
-from gateway.first_try import ask_student, score_after
+from gateway.first_try import ask_student, score_after, settled
 from gateway.parts import Parts
 from gateway.trip import Spent, Trip
 from gateway.wire.protocol import EVENTS, Chat, Sink
@@ -132,7 +132,7 @@ class Watch:
                     trip.lane.metrics.early_cancels[(str(k),)].inc()
                     return None
                 if window is not None and len(stream.tokens) >= window:
-                    if self._may_go(stream, window):
+                    if await self._may_go(stream, window):
                         await self._sink.start(200, [*EVENTS, *route_headers(trip)])
                         await self._pass_on(stream)
                     # asked once: what may not go is read to its end, for its loss is a label
@@ -166,13 +166,15 @@ class Watch:
             self._prefix = None
         return None
 
-    def _may_go(self, stream: DraftStream, window: int) -> bool:
-        """Whether the score of the window is good enough."""
+    async def _may_go(self, stream: DraftStream, window: int) -> bool:
+        """Whether the prompt is not strange, and the score of the window good enough."""
         trip = self._trip
         if trip.live is None:
             return False
-        seen = Draft(answer=cut(begun(stream.tokens), window), usage=None)
-        decision = score_after(trip, trip.live, seen, trip.decision)
+        decision = await settled(trip)
+        if decision.route is Route.STUDENT:
+            seen = Draft(answer=cut(begun(stream.tokens), window), usage=None)
+            decision = score_after(trip, trip.live, seen, decision)
         if decision.route is Route.STUDENT:
             trip.decision, trip.answer_id = decision, stream.chunks[0].get("id")
             return True

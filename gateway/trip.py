@@ -17,6 +17,7 @@ from gateway.storage import exchanges
 from gateway.storage.line import Line, endpoint_of, milliseconds, name_of, retries_of
 from gateway.storage.tables import Exchange, utcnow
 from gateway.upstreams.chain import Asking
+from gateway.vectors import Floats
 from gateway.wire.protocol import Chat, Incoming
 from router.decision import Decision, Reason, Route
 from router.kept_signals import kept_signals
@@ -44,6 +45,10 @@ class Trip:
     config: Config
     live: Live | None = field(init=False)
     decision: Decision = field(init=False)
+    #: what the router says of the prompt, where its embedder is asked beside the student
+    verdict: asyncio.Task[Decision] | None = None
+    #: what the embedder said
+    vector: Floats | None = None
     draft: Draft | None = None
     #: how many chunks of a draft that is still being made the client has
     released: int = 0

@@ -8,6 +8,7 @@ from threadpoolctl import threadpool_limits
 
 from gateway.config import Task
 from retrain.evaluate import Share, mean_share
+from retrain.vectors import embedder_for
 from router.decision import Answer, Decision, Reason, Route
 from router.output import OutputSpec
 from router.prefix import loss_of
@@ -56,6 +57,8 @@ def calibrate(
             window=task.release.window,
             early_share=task.early_cancel_share if task.cancels_early else 0.0,
             seed=seed,
+            embedder=embedder_for(task),
+            cost_ratio=task.cost_ratio,
         )
 
 

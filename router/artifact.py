@@ -11,7 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.arrays import unpack
+from router.difficulty import Difficulty
+from router.embedder import STATIC, Embedder, Outside, Space
 from router.embedding import Embedding
-from router.errors import BadArtifact, VersionMismatch
+from router.errors import BadArtifact, VersionMismatch, WrongEmbedder
 from router.ood import Ood
 from router.output import OutputSpec
 from router.plausible import check_arrays, check_router
@@ -33,6 +35,8 @@ from router.threshold import NEVER, Certificate
 
 #: Raised whenever old folders stop meaning the same: also when n-gram hashing or signals change.
 FORMAT = 2
+#: The arrays of a difficulty estimate, beside its n-grams' axis.
+HARD = ("rows", "losses", "centres", "priors", "line", "surface", "means", "scales", "units", "mix")
 MANIFEST = "manifest.json"
 ARRAYS = "arrays.npz"
 #: A file longer than this is none of ours.
@@ -60,9 +64,11 @@ def save(router: Router, folder: Path) -> None:
         },
         "ood": {
             "epsilon": router.ood_epsilon,
-            "unseen": router.ood.embedding.unseen,
+            "unseen": router.ood.space.words.unseen,
             "uses": router.ood.uses,
         },
+        "embedder": _identity(router.ood.space),
+        "hopeless": router.hopeless,
         "confidence": score_numbers(router.confidence),
         "release": {"window": router.window, "prefix": _prefix_numbers(router.prefix)},
         "threshold": router.threshold,
@@ -76,8 +82,11 @@ def save(router: Router, folder: Path) -> None:
     partial.replace(folder / MANIFEST)
 
 
-def load(folder: Path) -> Router:
-    """The router saved in ``folder``. Raises BadArtifact or VersionMismatch naming the file."""
+def load(folder: Path, embedder: Embedder | None = None) -> Router:
+    """The router saved in ``folder``. ``embedder`` is the one whose vectors it will be given, and
+    is asked for those it is not given; only an `Outside` one named STATIC stands for none. Without
+    it any router loads, but one with an embedder then needs each prompt's vector. Raises
+    BadArtifact, VersionMismatch or WrongEmbedder naming the file."""
     manifest = _manifest(folder / MANIFEST)
     try:
         wanted = manifest["files"][ARRAYS]
@@ -86,7 +95,8 @@ def load(folder: Path) -> Router:
     arrays = _read_arrays(folder / ARRAYS, wanted)
     try:
         check_arrays(arrays)
-        router = _router(manifest, arrays)
+        meaning = _meaning(manifest["embedder"], embedder, folder / MANIFEST)
+        router = _router(manifest, arrays, meaning)
         check_router(router)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadArtifact(f"{folder / MANIFEST}: not a router ({error!r})") from None
@@ -136,13 +146,39 @@ def _read_arrays(path: Path, wanted: str) -> Mapping[str, NDArray[Any]]:
         raise BadArtifact(f"{path}: not readable as arrays ({error})") from None
 
 
+def _identity(space: Space) -> dict[str, Any]:
+    if space.meaning is None:
+        return {"name": STATIC, "size": 0}
+    return {"name": space.name, "size": space.meaning.size}
+
+
+def _meaning(known: Mapping[str, Any], embedder: Embedder | None, path: Path) -> Embedder | None:
+    """What stands beside the n-grams: the embedder given, if it is the one it was fitted with."""
+    name, size = str(known["name"]), int(known["size"])
+    if embedder is not None and embedder.name != name:
+        raise WrongEmbedder(
+            f"{path}: was fitted with the embedder {name!r}, and the task has {embedder.name!r}:"
+            " change it back, or calibrate again"
+        )
+    if name == STATIC:
+        return None
+    if embedder is not None and embedder.size and embedder.size != size:
+        raise WrongEmbedder(
+            f"{path}: was fitted on vectors of {size} numbers, and {name!r} gives {embedder.size}"
+        )
+    if embedder is None or isinstance(embedder, Outside):
+        return Outside(name=name, size=size)
+    return embedder
+
+
 def _arrays(router: Router) -> dict[str, NDArray[Any]]:
     ood, prefix = router.ood, router.prefix
+    words = ood.space.words
     nothing = np.zeros(0)
     return {
-        "keys": ood.embedding.keys,
-        "idf": ood.embedding.idf,
-        "axes": ood.embedding.axes,
+        "keys": words.keys,
+        "idf": words.idf,
+        "axes": words.axes.astype(np.float16),
         "rows": ood.rows,
         "weights": ood.weights,
         "biases": ood.biases,
@@ -154,6 +190,7 @@ def _arrays(router: Router) -> dict[str, NDArray[Any]]:
         "prefix_weights": nothing if prefix is None else prefix.weights,
         "prefix_biases": nothing if prefix is None else prefix.biases,
         "prefix_limits": nothing if prefix is None else prefix.limits,
+        **_hard_arrays(router.difficulty),
     }
 
 
@@ -176,7 +213,30 @@ def _prefix(numbers: Mapping[str, Any] | None, arrays: Mapping[str, NDArray[Any]
     )
 
 
-def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Router:
+def _hard_arrays(hard: Difficulty | None) -> dict[str, NDArray[Any]]:
+    if hard is None:
+        return {}
+    arrays = {f"hard_{name}": getattr(hard, name) for name in HARD}
+    return {**arrays, "hard_words": hard.words.axes}
+
+
+def _difficulty(arrays: Mapping[str, NDArray[Any]], words: Embedding) -> Difficulty | None:
+    """Its n-grams are those of the OOD gate."""
+    if "hard_words" not in arrays:
+        return None
+    own = replace(words, axes=arrays["hard_words"])
+    return Difficulty(words=own, **{name: arrays[f"hard_{name}"] for name in HARD})
+
+
+def _router(
+    manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], meaning: Embedder | None
+) -> Router:
+    words = Embedding(
+        keys=arrays["keys"],
+        idf=arrays["idf"],
+        unseen=float(manifest["ood"]["unseen"]),
+        axes=arrays["axes"].astype(np.float32),
+    )
     spec, certificate, report = manifest["spec"], manifest["certificate"], manifest["report"]
     threshold = float(manifest["threshold"])
     if certificate is None and threshold < NEVER:
@@ -190,17 +250,11 @@ def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
             fences=spec["fences"],
         ),
         ood=Ood(
-            embedding=Embedding(
-                keys=arrays["keys"],
-                idf=arrays["idf"],
-                unseen=float(manifest["ood"]["unseen"]),
-                axes=arrays["axes"],
-            ),
+            space=Space(words=words, meaning=meaning),
             rows=arrays["rows"],
             weights=arrays["weights"],
             biases=arrays["biases"],
             centroids=arrays["centroids"],
-            uses=tuple(manifest["ood"]["uses"]),
             reference=arrays["reference"],
         ),
         ood_epsilon=float(manifest["ood"]["epsilon"]),
@@ -209,6 +263,8 @@ def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
         ),
         window=manifest["release"]["window"],
         prefix=_prefix(manifest["release"]["prefix"], arrays),
+        difficulty=_difficulty(arrays, words),
+        hopeless=float(manifest["hopeless"]),
         threshold=threshold,
         start=Start(
             scores=arrays["start_scores"],

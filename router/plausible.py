@@ -78,5 +78,7 @@ def check_router(router: Router) -> None:
         raise ValueError(f"views {ood.uses}")
     if len(ood.reference) and ood.reference.shape[1] != len(ood.uses):
         raise ValueError("reference has other views")
-    if ood.rows.shape[1] != ood.embedding.axes.shape[1]:
+    space = ood.space
+    meaning = 0 if space.meaning is None else space.meaning.size
+    if ood.rows.shape[1] != space.words.axes.shape[1] + meaning:
         raise ValueError("rows do not fit axes")

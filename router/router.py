@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from router.confidence import Confidence, default, learn_head, plain
 from router.contest import Contest
 from router.decision import Answer, Decision, Reason, Route
-from router.ood import Ood, fit_ood
+from router.difficulty import Difficulty, fit_difficulty
+from router.embedder import Embedder
+from router.ood import Floats, Ood, fit_ood
 from router.options import places
 from router.output import OutputSpec, bare, check, label_of, learn
 from router.prefix import Prefix, cut, fit_prefix, loss_of
@@ -81,15 +83,20 @@ class Start:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Router:
     """A fitted router. ``threshold`` is NEVER where there is no certificate. Prompts are what the
-    student is told to answer (the user's text, without system prompt), as in training.
+    student is told to answer (the user's text, without system prompt), as in training. Where the
+    task has an embedder, its ``vector`` of the prompt may be handed in; else it is asked here.
 
     ``window``: the score is that of a draft's first tokens, so many of them; None: of all of it.
-    ``prefix``: the heads that stop a hopeless draft while it is made."""
+    ``prefix``: the heads that stop a hopeless draft while it is made. ``difficulty``: the chance,
+    by the prompt alone, that a draft will not be served; ``hopeless``: above this chance the
+    student is not asked."""
 
     spec: OutputSpec
     ood: Ood
     ood_epsilon: float
     confidence: Confidence
+    difficulty: Difficulty | None = None
+    hopeless: float = 1.0
     threshold: float = NEVER
     certificate: Certificate | None = None
     report: Report = field(default_factory=Report)
@@ -97,15 +104,26 @@ class Router:
     window: int | None = None
     prefix: Prefix | None = None
 
-    def before(self, prompt: str, threshold: float | None = None) -> Decision:
+    @property
+    def serial(self) -> bool:
+        """Whether ``before`` is cheap enough to be waited for before the student is asked."""
+        return self.ood.space.serial
+
+    def before(
+        self, prompt: str, threshold: float | None = None, vector: Floats | None = None
+    ) -> Decision:
         """Whether to ask the student at all: route STUDENT means "go on". ``p_ood`` is always
         set, also where the student is not certified (the queue and shadow mode want it).
-        ``threshold``: the live one; None: the router's own."""
-        p_ood = self.ood.p_value(prompt)
+        ``threshold``: the live one; None: the router's own. Raises NoEmbedder where the vector is
+        needed and cannot be had."""
+        at = self.ood.space(prompt, vector)
+        p_ood = self.ood.place(self.ood.seen_from(at))
         if (self.threshold if threshold is None else threshold) >= NEVER:
             return Decision(route=Route.TEACHER, reason=Reason.NOT_CERTIFIED, p_ood=p_ood)
         if p_ood <= self.ood_epsilon:
             return Decision(route=Route.TEACHER, reason=Reason.OOD, p_ood=p_ood)
+        if self.difficulty is not None and self.difficulty(prompt, at) > self.hopeless:
+            return Decision(route=Route.TEACHER, reason=Reason.HARD, p_ood=p_ood)
         return Decision(route=Route.STUDENT, reason=Reason.TRUSTED, p_ood=p_ood)
 
     def after(
@@ -114,11 +132,12 @@ class Router:
         answer: Answer,
         p_ood: float | None = None,
         threshold: float | None = None,
+        vector: Floats | None = None,
     ) -> Decision:
         """Whether the student's draft may be served, as far as the window sees it. ``p_ood`` is
         passed through; ``threshold`` as in ``before``."""
         answer = cut(answer, self.window)
-        score = self.score(prompt, answer)
+        score = self.score(prompt, answer, vector)
         if check(self.spec, answer) is not None:
             route, reason = Route.TEACHER, Reason.INVALID
         elif score < (self.threshold if threshold is None else threshold):
@@ -127,7 +146,7 @@ class Router:
             route, reason = Route.STUDENT, Reason.TRUSTED
         return Decision(route=route, reason=reason, score=score, p_ood=p_ood)
 
-    def score(self, prompt: str, answer: Answer) -> float:
+    def score(self, prompt: str, answer: Answer, vector: Floats | None = None) -> float:
         """The trust in a draft, in [0, 1]. Says nothing about the output rules."""
         spec, confidence = self.spec, self.confidence
         answer = cut(answer, self.window)
@@ -140,7 +159,7 @@ class Router:
             labels=spec.labels if confidence.reader is not None else (),
             lengths=confidence.lengths,
         )
-        return confidence.score(signal, self.ood.views(prompt))
+        return confidence.score(signal, self.ood.views(prompt, vector))
 
 
 def fit_router(
@@ -154,6 +173,8 @@ def fit_router(
     window: int | None = None,
     early_share: float = 0.0,
     seed: int = 17,
+    embedder: Embedder | None = None,
+    cost_ratio: float | None = None,
 ) -> Router:
     """The router of a student, from its training rows and from held-out traffic it answered.
     ``window``: its answers are released after so many tokens. ``early_share``: of the drafts it
@@ -161,12 +182,16 @@ def fit_router(
 
     ``calibration`` must be requests of the task as they come in, none of them trained on. Too few
     or too bad ones give a router without certificate, which sends everything to the teacher.
+    ``embedder``: asked beside the task's own n-grams. ``cost_ratio``: what a draft costs, as a
+    share of the teacher's answer; where it is known, the student is not asked for what it will
+    hardly be served for: trying costs the ratio, and saves an answer as often as it succeeds.
     """
     spec = learn(spec, (row.answer for row in train))
     ood = fit_ood(
         [(row.prompt, label_of(spec, row.answer)) for row in train],
         [row.prompt for row in calibration],
         seed=seed,
+        embedder=embedder,
     )
     score = default(spec.kind, [row.answer for row in train])
     router = Router(spec=spec, ood=ood, ood_epsilon=ood_epsilon, confidence=score, window=window)
@@ -187,6 +212,12 @@ def fit_router(
             threshold=certificate.threshold,
             certificate=_with_gate(certificate, router, certified, delta),
         )
+        if cost_ratio is not None:
+            router = replace(
+                router,
+                difficulty=_difficulty(router, rows, seed),
+                hopeless=1.0 - min(cost_ratio, 1.0),
+            )
     if early_share > 0.0:
         scores = rows.scores(chosen)
         prefix = fit_prefix(
@@ -223,7 +254,7 @@ class _Rows:
         labels = spec.labels if spec.kind == "label" else ()
         known = places(labels)
         seen = [cut(row.student, window) for row in calibration]
-        views = [ood.views(row.prompt) for row in calibration]
+        views = [ood.seen_from(at) for at in ood.space.many([row.prompt for row in calibration])]
         return cls(
             prompts=[row.prompt for row in calibration],
             signals=[
@@ -298,6 +329,15 @@ def _hopeful(scores: Doubles, losses: Doubles, alpha: float) -> float:
 
 def _bucket(prompt: str) -> int:
     return zlib.crc32(b"head:" + prompt.encode("utf-8", "surrogatepass")) % HEAD_BUCKETS
+
+
+def _difficulty(router: Router, rows: _Rows, seed: int) -> Difficulty | None:
+    """From what the router would do with the drafts of the calibration rows."""
+    space = router.ood.space
+    served = rows.scores(router.confidence) >= router.threshold
+    deferred = np.where(served, 0.0, 1.0).tolist()
+    points = space.many(rows.prompts)
+    return fit_difficulty(space, rows.prompts, points, deferred, seed=seed)
 
 
 def _with_gate(certificate: Certificate, router: Router, rows: _Rows, delta: float) -> Certificate:

@@ -14,6 +14,7 @@ from gateway.config import Task
 from gateway.prompt import prompt_hash
 from router.artifact import save
 from router.decision import Answer, Token
+from router.embedder import Embedder
 from router.output import OutputSpec
 from router.prefix import Prefix
 from router.router import Judged, Labelled, Router, fit_router
@@ -49,7 +50,7 @@ def drafted(text: str, logprob: float) -> Answer:
     return Answer(text=text, tokens=(Token(text=text, logprob=logprob, top=(logprob, -5.0)),))
 
 
-def make_router() -> Router:
+def make_router(embedder: Embedder | None = None) -> Router:
     """Certified: nine drafts in ten are sure and right."""
     calibration = [
         Judged(
@@ -66,6 +67,7 @@ def make_router() -> Router:
         max_disagreement=0.05,
         confidence=0.95,
         ood_epsilon=0.01,
+        embedder=embedder,
     )
     assert router.certificate is not None
     return router

@@ -8,7 +8,7 @@ ARGS   ?=
 LINKS  := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
 UVPIP  := $(if $(LINKS),UV_FIND_LINKS="$(LINKS)" ,)$(BIN)/uv pip install -q --python $(BIN)/python $(if $(LINKS),,--torch-backend cpu)
 
-.PHONY: demo test test-fast lint types format bench conformance conformance-fast clean
+.PHONY: demo test test-fast lint types format bench bench-router conformance conformance-fast clean
 
 demo: $(VENV)/.demo
 	$(BIN)/retort demo $(ARGS)
@@ -31,8 +31,11 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev
-	for b in benchmarks/router_*.py; do $(BIN)/python $$b || echo "$$b: not run"; done
+bench: bench-router
+
+# The router against its baselines (docs/router.md); ARGS="--quick", "--only speed", "--docs"
+bench-router: $(VENV)/.dev
+	$(BIN)/python benchmarks/router/run.py $(ARGS)
 
 # Third-party suites against the running gateway (docs/conformance.md); ARGS="--only openai-python"
 conformance: $(VENV)/.dev

@@ -53,7 +53,7 @@ tasks:
     claim: {{model: [gpt-4]}}
     output: {{kind: label, max_tokens: 32}}
     contract: {{max_disagreement: 0.05}}
-    audit_rate: {rate}
+    audit: {{rate: {rate}}}
 """
 
 

@@ -366,6 +366,30 @@ def release() -> Row:
                 stack=True,
             ),
             Panel(
+                title="Drafts stopped early",
+                description="Streamed drafts whose first tokens said that they would not be "
+                "served, by how many value tokens it took.",
+                queries=[
+                    Query(
+                        expr=total("retort_early_cancels_total", by="k", per="range"),
+                        legend="after {{k}}",
+                    )
+                ],
+                unit="short",
+            ),
+            Panel(
+                title="Student tokens for nobody",
+                description="Tokens per second of drafts that were not served: stopped early, or "
+                "made whole.",
+                queries=[
+                    Query(
+                        expr=total("retort_wasted_student_tokens_total", by="draft"),
+                        legend="{{draft}}",
+                    )
+                ],
+                unit="short",
+            ),
+            Panel(
                 title="Response cache",
                 description="Requests of tasks with a cache (docs/cache.md). `bypass`: not "
                 "deterministic, sampled, or declined by the client.",

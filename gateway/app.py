@@ -107,6 +107,8 @@ def create_app(
             await ledger.drain()
             for lane in lanes.values():
                 await lane.checks.close()
+                if lane.vectors is not None:
+                    await lane.vectors.close()
             if following is not None:
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)

@@ -1,7 +1,7 @@
 """Answers kept in this process's memory, one store per task: least recently used, with an age.
 
 The key says everything an answer depends on, whose it is included, so that an entry can be found
-by nobody else and not after the bundle or its threshold has changed.
+by nobody else and not after the bundle has changed or an alarm was raised.
 """
 
 import time
@@ -109,13 +109,13 @@ def key_of(
     whose: tuple[str | None, ...],
     task: str,
     bundle: str | None,
-    threshold: float | None,
+    epoch: int | None,
 ) -> bytes | None:
     """The same for the same request of the same caller to the same student; None where the body
     is nested too deeply to be written out."""
     said = {name: value for name, value in body.items() if name not in UNSAID}
     try:
-        data = orjson.dumps([whose, task, bundle, threshold, said], option=orjson.OPT_SORT_KEYS)
+        data = orjson.dumps([whose, task, bundle, epoch, said], option=orjson.OPT_SORT_KEYS)
     except TypeError:
         return None
     return sha256(data).digest()

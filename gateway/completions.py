@@ -5,14 +5,23 @@ from dataclasses import replace
 
 import orjson
 
-from gateway.draft import Draft, shown, shown_stream
+from gateway.draft import Draft, shown, shown_end, shown_stream
 from gateway.errors import GatewayError
 from gateway.fallback import ask_teacher, route_headers
-from gateway.first_try import ask_student, fails_check, fits, score_after, score_before
+from gateway.first_try import (
+    fails_check,
+    fits,
+    forget_verdict,
+    score_after,
+    score_before,
+    settled,
+)
 from gateway.parts import Parts
+from gateway.release import ask_watched, check_end, ends_well, wants_json
 from gateway.trip import Trip
 from gateway.wire.protocol import EVENTS, JSON, Sink, student_can
 from router.decision import Decision, Reason, Route
+from router.threshold import REJECTED
 
 
 async def answer(parts: Parts, trip: Trip, sink: Sink) -> None:
@@ -21,10 +30,16 @@ async def answer(parts: Parts, trip: Trip, sink: Sink) -> None:
     trip.decision = before(trip)
     try:
         if trip.decision.route is Route.STUDENT:
-            trip.draft = await ask_student(parts, trip, stream=trip.chat.stream)
-            trip.decision = after(trip)
-            if trip.decision.route is Route.STUDENT:
-                trip.decision = await checked(trip)
+            trip.draft = await ask_watched(parts, trip, sink)
+            if trip.released:
+                promise(parts, trip)
+                check_end(trip)
+            else:
+                trip.decision = await settled(trip)
+                if trip.decision.route is Route.STUDENT:
+                    trip.decision = after(trip)
+                if trip.decision.route is Route.STUDENT:
+                    trip.decision = await checked(trip)
         if trip.decision.route is Route.TEACHER:
             try:
                 await ask_teacher(parts, trip, sink)
@@ -35,17 +50,18 @@ async def answer(parts: Parts, trip: Trip, sink: Sink) -> None:
                 trip.decision = replace(trip.decision, route=Route.STUDENT, reason=Reason.DEGRADED)
                 if trip.keeps_text:
                     await parts.ledger.outlive(parts.ledger.keep(trip.lane, trip.exchange()))
-        if trip.sampled:
-            # before the answer leaves: a promise must not depend on how its client behaves
-            parts.auditor.submit(trip)
+        promise(parts, trip)
         await serve(trip, sink)
     except GatewayError as error:
-        trip.status = error.status
+        trip.status = trip.status or error.status
         raise
     except asyncio.CancelledError:
         trip.status = 499
         raise
     finally:
+        forget_verdict(trip)
+        if trip.drafting is not None:
+            trip.drafting.cancel()
         parts.ledger.close(trip, sink)
 
 
@@ -71,12 +87,16 @@ def before(trip: Trip) -> Decision:
 def after(trip: Trip) -> Decision:
     """Whether the draft is served."""
     first, live, draft = trip.decision, trip.live, trip.draft
+    if trip.drafting is not None:
+        return first  # the window has decided
     if live is None or draft is None:
-        return replace(first, route=Route.TEACHER, reason=trip.student_failed)
+        # a draft that was stopped can be served under no threshold
+        score = REJECTED if trip.student_failed is Reason.UNSURE_EARLY else None
+        return replace(first, route=Route.TEACHER, reason=trip.student_failed, score=score)
     decision = score_after(trip, live, draft, first)
     if trip.chat.forced is Route.STUDENT:
         return replace(decision, route=Route.STUDENT, reason=Reason.FORCED)
-    if decision.route is Route.STUDENT and not keeps_format(trip, draft):
+    if decision.route is Route.STUDENT and not (keeps_format(trip, draft) and ends_well(trip)):
         return replace(decision, route=Route.TEACHER, reason=Reason.INVALID)
     return decision
 
@@ -92,9 +112,7 @@ async def checked(trip: Trip) -> Decision:
 
 def keeps_format(trip: Trip, draft: Draft) -> bool:
     """A request that demands JSON gets JSON, whatever the task's output rules say."""
-    wanted = trip.chat.body.get("response_format")
-    kind = wanted.get("type") if isinstance(wanted, dict) else None
-    if kind not in ("json_object", "json_schema"):
+    if not wants_json(trip.chat):
         return True
     try:
         orjson.loads(draft.answer.text)
@@ -114,15 +132,26 @@ def may_degrade(trip: Trip, error: GatewayError) -> bool:
     )
 
 
+def promise(parts: Parts, trip: Trip) -> None:
+    """The audit of a sampled answer, before it leaves: a promise must not depend on how its client
+    behaves."""
+    if trip.sampled:
+        parts.auditor.submit(trip)
+
+
 async def serve(trip: Trip, sink: Sink) -> None:
-    """The student's draft becomes the answer."""
-    draft = trip.draft
+    """The student's draft becomes the answer, or the rest of the one that was released."""
+    draft, chat = trip.draft, trip.chat
     assert draft is not None
+    if trip.released:
+        rest = shown_stream(draft.chunks, chat, since=trip.released)
+        await sink.end(rest + shown_end(draft, chat))
+        return
     headers = route_headers(trip)
     if trip.decision.reason is Reason.DEGRADED:
         headers.append((b"x-retort-degraded", b"true"))
-    if trip.chat.stream:
+    if chat.stream:
         await sink.start(200, [*EVENTS, *headers])
-        await sink.end(shown_stream(draft, trip.chat))
+        await sink.end(shown_stream(draft.chunks, chat) + shown_end(draft, chat))
     else:
-        await sink.whole(200, orjson.dumps(shown(draft, trip.chat)), [JSON, *headers])
+        await sink.whole(200, orjson.dumps(shown(draft, chat)), [JSON, *headers])

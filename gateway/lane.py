@@ -16,10 +16,13 @@ from gateway.money.prices import PriceBook
 from gateway.money.pricing import TeacherEstimate
 from gateway.prompt import prompt_hash
 from gateway.storage.bundles import BundleFiles
+from gateway.vectors import Floats, make_vectors
 from router.confidence import Confidence
 from router.decision import Answer, Decision
+from router.embedder import STATIC, Embedder, Outside
 from router.ood import Ood
 from router.output import OutputSpec
+from router.prefix import Prefix
 from router.router import Start
 from router.sampler import coin
 from router.threshold import NEVER, Certificate
@@ -38,18 +41,25 @@ class Judge(Protocol):
     @property
     def spec(self) -> OutputSpec: ...
     @property
+    def window(self) -> int | None: ...
+    @property
+    def prefix(self) -> Prefix | None: ...
+    @property
     def confidence(self) -> Confidence: ...
     @property
     def ood(self) -> Ood: ...
     @property
     def start(self) -> Start: ...
-    def before(self, prompt: str, threshold: float | None = None) -> Decision: ...
+    def before(
+        self, prompt: str, threshold: float | None = None, vector: Floats | None = None
+    ) -> Decision: ...
     def after(
         self,
         prompt: str,
         answer: Answer,
         p_ood: float | None = None,
         threshold: float | None = None,
+        vector: Floats | None = None,
     ) -> Decision: ...
 
 
@@ -99,10 +109,16 @@ class Lane:
         self.estimate = TeacherEstimate()
         self.metrics = LaneMetrics(task.name)
         self.checks = Checks(task.checks)
+        self.vectors = make_vectors(task.embedder)
         self.cache = Cache(task.name, task.cache) if task.cache.enabled else None
         self.sampling = Sampling(task.audit)
         #: drift asks for more audits; at least 1
         self.audit_factor = 1.0
+
+    @property
+    def embedder(self) -> Embedder:
+        """Whose vectors the task's router must have been fitted on."""
+        return Outside(name=STATIC) if self.vectors is None else self.vectors.embedder
 
     def propensity(self, live: Live | None = None) -> float:
         """With which probability the next request of ``live`` (default: the champion) is sampled,
@@ -190,8 +206,11 @@ class LaneMetrics:
         self.teacher_reasks = metrics.teacher_disagreement_reasks_total.labels(task)
         self.teacher_loss = metrics.teacher_disagreement_loss_total.labels(task)
         self.exchanges = counters(metrics.exchanges_total)
+        self.embedder_failed = metrics.embedder_failed_total.labels(task)
         self.checks_failed = counters(metrics.checks_failed_total)
         self.redacted = counters(metrics.redacted_total)
+        self.early_cancels = counters(metrics.early_cancels_total)
+        self.wasted = counters(metrics.wasted_tokens_total)
         self.cache = counters(metrics.cache_requests_total)
         for outcome in ("promoted", "rolled_back"):  # shown as 0 before the first
             metrics.canary_ended_total.labels(task, outcome)

@@ -15,7 +15,7 @@ from gateway.storage.store import Store
 from gateway.storage.tables import Exchange
 from gateway.trip import Trip
 from gateway.wire.protocol import Sink
-from router.decision import Route
+from router.decision import ESCALATED, Route
 
 logger = logging.getLogger(__name__)
 
@@ -109,9 +109,14 @@ class Ledger:
 
     def _count_money(self, trip: Trip) -> None:
         children = trip.lane.metrics
-        draft = trip.draft
+        draft, spent = trip.draft, trip.spent
+        if spent is not None:
+            children.wasted[("stopped",)].inc(spent.tokens)
+        elif draft is not None and trip.decision.reason in ESCALATED:
+            children.wasted[("whole",)].inc(len(draft.answer.tokens))
+        given = draft or spent
         for who, usage in (
-            (Route.STUDENT.value, None if draft is None else draft.usage),
+            (Route.STUDENT.value, None if given is None else given.usage),
             (Route.TEACHER.value, trip.teacher_usage),
         ):
             if usage is not None:

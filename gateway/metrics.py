@@ -166,6 +166,21 @@ redacted_total = Counter(
     "Values replaced by placeholders in rows of the queue before they were stored.",
     ["task", "data"],
 )
+early_cancels_total = Counter(
+    "retort_early_cancels_total",
+    "Drafts stopped while they were made, by the number of value tokens that showed it.",
+    ["task", "k"],
+)
+wasted_tokens_total = Counter(
+    "retort_wasted_student_tokens_total",
+    "Tokens of drafts the client was not given. draft: stopped | whole.",
+    ["task", "draft"],
+)
+embedder_failed_total = Counter(
+    "retort_embedder_failed_total",
+    "Prompts whose embedder failed or was late: the teacher answered.",
+    ["task"],
+)
 cache_requests_total = Counter(
     "retort_cache_requests_total",
     "Requests of tasks with a response cache. result: hit | miss | bypass.",

@@ -135,7 +135,7 @@ class Poller:
                 f"{files.id} was trained for another prompt contract than tasks.{lane.task.name}"
                 ".prompt: change it back, or train a new student"
             )
-        router = await asyncio.to_thread(artifact.load, files.router_dir)
+        router = await asyncio.to_thread(artifact.load, files.router_dir, lane.embedder)
         live = Live(bundle=files, router=router)
         subject = certificates.subject_of(self._config, lane, live)
         standing = await certificates.begin(self._store, subject)

@@ -107,7 +107,7 @@ def _key(trip: Trip) -> bytes | None:
         whose=(incoming.caller.id, *own, *account),
         task=trip.lane.task.name,
         bundle=None if live is None else live.bundle.id,
-        threshold=None if live is None else live.router.threshold,
+        epoch=None if live is None else live.standing.epoch,
     )
 
 

@@ -1,5 +1,6 @@
 """One request of a task on its way to an answer: everything the ledger and the queue will know."""
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,11 +17,21 @@ from gateway.storage import exchanges
 from gateway.storage.line import Line, endpoint_of, milliseconds, name_of, retries_of
 from gateway.storage.tables import Exchange, utcnow
 from gateway.upstreams.chain import Asking
+from gateway.vectors import Floats
 from gateway.wire.protocol import Chat, Incoming
 from router.decision import Decision, Reason, Route
 from router.kept_signals import kept_signals
-from router.output import disagreement
+from router.prefix import loss_of
 from router.sampler import sampled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What a draft had taken when it was given up: tokens generated, and the usage if the server
+    had told it by then."""
+
+    tokens: int
+    usage: Usage | None
 
 
 @dataclass(kw_only=True)
@@ -34,7 +45,19 @@ class Trip:
     config: Config
     live: Live | None = field(init=False)
     decision: Decision = field(init=False)
+    #: what the router says of the prompt, where its embedder is asked beside the student
+    verdict: asyncio.Task[Decision] | None = None
+    #: what the embedder said
+    vector: Floats | None = None
     draft: Draft | None = None
+    #: how many chunks of a draft that is still being made the client has
+    released: int = 0
+    #: what goes on with a draft that its window did not release, beside the teacher
+    drafting: asyncio.Task[Draft | None] | None = None
+    #: the draft that was given up before its end
+    spent: Spent | None = None
+    #: the draft was released, and then broke the output rules
+    broken: bool = False
     teacher_asked: bool = False
     asking: Asking = field(default_factory=Asking)
     #: why the student gave no draft
@@ -95,9 +118,8 @@ class Trip:
     @property
     def student_usd(self) -> float | None:
         """0 where the student was not asked."""
-        if self.draft is None:
-            return 0.0
-        return self.lane.prices.student_usd(self.draft.usage)
+        given = self.draft or self.spent
+        return 0.0 if given is None else self.lane.prices.student_usd(given.usage)
 
     @property
     def teacher_usd(self) -> float | None:
@@ -139,10 +161,13 @@ class Trip:
 
     def loss(self) -> float | None:
         """Disagreement of the draft with the teacher, where both are known."""
+        if self.broken:
+            return 1.0
         if self.draft is None or self.teacher_text is None:
             return None
         spec = self.lane.spec if self.live is None else self.live.router.spec
-        return disagreement(spec, self.draft.answer.text, self.teacher_text)
+        window = None if self.live is None else self.live.router.window
+        return loss_of(spec, self.draft.answer, self.teacher_text, window)
 
     def signals(self) -> dict[str, float] | None:
         """The draft's, of the fields that the router looks at."""

@@ -34,8 +34,8 @@ def read_answers(path: Path) -> dict[str, Answer]:
         except ValueError:
             continue
         tokens = tuple(
-            Token(text=text, logprob=logprob, top=tuple(top))
-            for text, logprob, top in data["tokens"]
+            Token(text=text, logprob=logprob, top=tuple(top), names=tuple(names))
+            for text, logprob, top, names in data["tokens"]
         )
         found[data["id"]] = Answer(
             text=data["text"], tokens=tokens, finish_reason=data["finish_reason"]
@@ -72,5 +72,5 @@ def answers_to(
 
 
 def _line(id: str, answer: Answer) -> str:
-    tokens = [(token.text, token.logprob, token.top) for token in answer.tokens]
+    tokens = [(token.text, token.logprob, token.top, token.names) for token in answer.tokens]
     return json.dumps({**asdict(answer), "id": id, "tokens": tokens}, ensure_ascii=False)

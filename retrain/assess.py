@@ -15,6 +15,7 @@ from retrain.promote import ensure_loaded
 from retrain.versions import Example
 from router.decision import Answer, Decision, Route
 from router.output import OutputSpec, check
+from router.report import score_in_words
 from router.router import Labelled, Router
 from router.threshold import Certificate
 
@@ -26,13 +27,15 @@ CONCURRENCY = 16
 class Routing:
     """What a student and its router would do with the sampled test rows, and the certificate they
     act on. ``evidence_needed``: further requests a certificate needs at the least (0: it has
-    one), ``evidence_expected`` if errors go on as they are (None: it never will)."""
+    one), ``evidence_expected`` if errors go on as they are (None: it never will). ``score``: which
+    one it acts on, and what others would gain, in words."""
 
     prediction: Prediction
     threshold: float
     certificate: Certificate | None
     evidence_needed: int = 0
     evidence_expected: int | None = None
+    score: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +133,7 @@ def routing(router: Router, test: Sequence[Example], answers: Sequence[Answer | 
         certificate=router.certificate,
         evidence_needed=router.report.evidence_needed,
         evidence_expected=router.report.evidence_expected,
+        score=score_in_words(router.report),
     )
 
 

@@ -15,6 +15,7 @@ from retrain.assess import Asker, Routing, fit, routing, teachers, uncorrected
 from retrain.evaluate import Report, Share, evaluate
 from retrain.lineage import record_evaluation
 from retrain.promote import read_registered
+from retrain.vectors import load_router
 from retrain.versions import freeze, read_examples
 from router import artifact
 from router.output import learn
@@ -57,7 +58,7 @@ def evaluate_bundle(
     gold = [row.gold for row in test]
     report = evaluate(spec, answers, teachers(test), gold, uncorrected(test))
     record_evaluation(store, files.id, data.id, report)
-    router = artifact.load(files.router_dir)
+    router = load_router(files.router_dir, task)
     return Findings(
         bundle=files.id, dataset=data.id, report=report, routing=routing(router, test, answers)
     )

@@ -8,8 +8,10 @@ from threadpoolctl import threadpool_limits
 
 from gateway.config import Task
 from retrain.evaluate import Share, mean_share
+from retrain.vectors import embedder_for
 from router.decision import Answer, Decision, Reason, Route
-from router.output import OutputSpec, disagreement
+from router.output import OutputSpec
+from router.prefix import loss_of
 from router.router import Judged, Labelled, Router, fit_router
 
 #: What the gateway has where the student fails: nothing to serve.
@@ -52,7 +54,11 @@ def calibrate(
             max_disagreement=task.contract.max_disagreement,
             confidence=task.contract.confidence,
             ood_epsilon=task.ood_epsilon,
+            window=task.release.window,
+            early_share=task.early_cancel_share if task.cancels_early else 0.0,
             seed=seed,
+            embedder=embedder_for(task),
+            cost_ratio=task.cost_ratio,
         )
 
 
@@ -83,7 +89,7 @@ def predict(
     """Coverage, harm and off-path share with 95 % intervals."""
     served = [decision.route is Route.STUDENT for decision in decisions]
     harm = [
-        disagreement(router.spec, answer.text, teacher) if flag and answer is not None else 0.0
+        loss_of(router.spec, answer, teacher, router.window) if flag and answer is not None else 0.0
         for flag, answer, teacher in zip(served, answers, teachers, strict=True)
     ]
     off_path = [

@@ -109,7 +109,7 @@ def examine(config: Config, task: Task, store: Store, bundle_id: str | None) -> 
     state, counts = recompute(
         store,
         subject,
-        epoch=row.epoch,
+        turn=row.turn,
         since=row.since,
         until=row.frontier,
         window=window_of(row),

@@ -13,6 +13,7 @@ from gateway.storage.store import Store
 from gateway.storage.tables import Evaluation, Run, utcnow
 from retrain.evaluate import Report
 from router import artifact
+from router.embedder import STATIC, Embedder, Outside
 from router.errors import RouterError
 
 
@@ -28,15 +29,18 @@ class Opponent:
     tainted: bool = False
 
 
-def find_opponent(store: Store, task: str, prompt_hash: str, run_id: str) -> Opponent:
+def find_opponent(
+    store: Store, task: str, prompt_hash: str, run_id: str, embedder: Embedder | None = None
+) -> Opponent:
     """The champion of the task as the gateway serves it. One that the gateway cannot serve (other
-    prompt contract, damaged) is nothing to beat: the teacher answers everything now."""
+    prompt contract, other embedder, damaged) is nothing to beat: the teacher answers everything
+    now."""
     champion = bundles.champion(store, task)
     if champion is None:
         return Opponent()
     try:
         files = bundles.read_bundle(Path(champion.path))
-        artifact.load(files.router_dir)
+        artifact.load(files.router_dir, embedder or Outside(name=STATIC))
     except (BundleError, RouterError) as error:
         return Opponent(why=f"the champion {champion.id} cannot serve: {error}")
     if files.prompt_hash != prompt_hash:

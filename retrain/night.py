@@ -29,6 +29,7 @@ from retrain.review import label_error
 from retrain.runs import NightRun
 from retrain.splits import Split
 from retrain.train import Row, TrainReport
+from retrain.vectors import embedder_for, load_router
 from retrain.versions import Example, Version, forget, freeze, read_examples
 from router import artifact
 from router.decision import Answer
@@ -176,7 +177,11 @@ class Night:
 
     def opponent(self) -> Opponent:
         found = find_opponent(
-            self.store, self.task.name, prompt_hash(self.task.prompt), self.run.id
+            self.store,
+            self.task.name,
+            prompt_hash(self.task.prompt),
+            self.run.id,
+            embedder_for(self.task),
         )
         self.run.note(champion=found.id)
         return found
@@ -238,7 +243,7 @@ class Night:
 
     def gate(self, adapter: str, opponent: Opponent) -> Verdict:
         test, spec = self._examples("test"), self._spec()
-        router = artifact.load(self.router_dir)
+        router = load_router(self.router_dir, self.task)
         challenger = contender(spec, router, test, self._answers(adapter, test))
         champion = self._champion_answers(opponent, test)
         if champion is None:
@@ -395,4 +400,4 @@ class Night:
 
     def _champion_router(self, opponent: Opponent) -> Router:
         assert opponent.id is not None
-        return artifact.load(read_registered(self.store, opponent.id).router_dir)
+        return load_router(read_registered(self.store, opponent.id).router_dir, self.task)

@@ -23,7 +23,7 @@ from gateway.storage.store import Store
 from gateway.storage.tables import Bundle
 from gateway.upstreams.adapters import load_adapter, loaded, unload_adapter
 from retrain.ask import Messages, ProbeReport, probe
-from router import artifact
+from retrain.vectors import load_router
 from router.errors import RouterError
 
 #: Name of the adapter that changes nothing: what the bare base model answers.
@@ -61,7 +61,7 @@ def promote_bundle(
             f"{bundle_id} was trained for another prompt contract than tasks.{task.name}.prompt"
         )
     try:
-        artifact.load(files.router_dir)
+        load_router(files.router_dir, task)
     except RouterError as error:
         raise BundleError(f"{bundle_id}: {error}") from None
     for url in config.student.base_urls:

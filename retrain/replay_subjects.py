@@ -62,7 +62,7 @@ def replayed(
         task=task.name,
         alpha=task.contract.max_disagreement,
         confidence=task.contract.confidence,
-        audit_rate=task.audit_rate,
+        audit_rate=task.audit.rate,
         period=period,
         subjects=tuple(subjects),
         thresholds=tuple(thresholds),
@@ -125,7 +125,7 @@ def _told(
         )
     try:
         curve = tally.curve(
-            audit_rate=task.audit_rate, fixed_usd=_hardware(config, task, store, period)
+            audit_rate=task.audit.rate, fixed_usd=_hardware(config, task, store, period)
         )
     except ValueError as error:
         raise ReplayError(f"{where}: {error}; audits and shadow mode make such rows") from None

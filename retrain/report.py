@@ -170,6 +170,8 @@ def _routing(report: NightReport, routing: Routing) -> Iterator[str]:
             f"Certified on {certificate.n} sampled requests at threshold "
             f"{certificate.threshold:.4f}: at most {certificate.upper_bound:.1%} in disagreement."
         )
+    if routing.score:
+        yield from ("", routing.score)
     prediction = routing.prediction
     old = report.champion_routing.prediction if report.champion_routing else None
     yield ""

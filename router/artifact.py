@@ -8,9 +8,10 @@ matrix.
 import hashlib
 import io
 import json
-import zipfile
+import os
+import stat
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from router.confidence import Confidence
+from router.arrays import unpack
+from router.difficulty import Difficulty
+from router.embedder import STATIC, Embedder, Outside, Space
 from router.embedding import Embedding
-from router.errors import BadArtifact, VersionMismatch
+from router.errors import BadArtifact, VersionMismatch, WrongEmbedder
 from router.ood import Ood
 from router.output import OutputSpec
+from router.plausible import check_arrays, check_router
+from router.prefix import Prefix
 from router.report import Ranking, Report
 from router.router import Router, Start
+from router.score_arrays import read_contest, read_score, score_arrays, score_numbers
 from router.threshold import NEVER, Certificate
 
 #: Raised whenever old folders stop meaning the same: also when n-gram hashing or signals change.
 FORMAT = 2
+#: The arrays of a difficulty estimate, beside its n-grams' axis.
+HARD = ("rows", "losses", "centres", "priors", "line", "surface", "means", "scales", "units", "mix")
 MANIFEST = "manifest.json"
 ARRAYS = "arrays.npz"
+#: A file longer than this is none of ours.
+LARGEST = 1 << 30
 
 
 def save(router: Router, folder: Path) -> None:
@@ -54,10 +64,13 @@ def save(router: Router, folder: Path) -> None:
         },
         "ood": {
             "epsilon": router.ood_epsilon,
-            "unseen": router.ood.embedding.unseen,
+            "unseen": router.ood.space.words.unseen,
             "uses": router.ood.uses,
         },
-        "confidence": {"bias": router.confidence.bias},
+        "embedder": _identity(router.ood.space),
+        "hopeless": router.hopeless,
+        "confidence": score_numbers(router.confidence),
+        "release": {"window": router.window, "prefix": _prefix_numbers(router.prefix)},
         "threshold": router.threshold,
         "start": {"share": router.start.share},
         "certificate": None if router.certificate is None else asdict(router.certificate),
@@ -69,8 +82,11 @@ def save(router: Router, folder: Path) -> None:
     partial.replace(folder / MANIFEST)
 
 
-def load(folder: Path) -> Router:
-    """The router saved in ``folder``. Raises BadArtifact or VersionMismatch naming the file."""
+def load(folder: Path, embedder: Embedder | None = None) -> Router:
+    """The router saved in ``folder``. ``embedder`` is the one whose vectors it will be given, and
+    is asked for those it is not given; only an `Outside` one named STATIC stands for none. Without
+    it any router loads, but one with an embedder then needs each prompt's vector. Raises
+    BadArtifact, VersionMismatch or WrongEmbedder naming the file."""
     manifest = _manifest(folder / MANIFEST)
     try:
         wanted = manifest["files"][ARRAYS]
@@ -78,15 +94,21 @@ def load(folder: Path) -> Router:
         raise BadArtifact(f"{folder / MANIFEST}: does not list {ARRAYS}") from None
     arrays = _read_arrays(folder / ARRAYS, wanted)
     try:
-        return _router(manifest, arrays)
-    except (KeyError, TypeError, ValueError) as error:
+        check_arrays(arrays)
+        meaning = _meaning(manifest["embedder"], embedder, folder / MANIFEST)
+        router = _router(manifest, arrays, meaning)
+        check_router(router)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadArtifact(f"{folder / MANIFEST}: not a router ({error!r})") from None
+    if more := sorted(arrays.keys() - _arrays(router).keys()):
+        raise BadArtifact(f"{folder / ARRAYS}: {', '.join(more)}: no part of a router")
+    return router
 
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(_read(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadArtifact(f"{path}: not valid JSON") from None
     if not isinstance(manifest, dict):
         raise BadArtifact(f"{path}: not a JSON object")
@@ -101,8 +123,15 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> bytes:
+    """A plain file's content. Links are not followed: what they lead to is not this folder's, and
+    could be changed without a trace. Nor does a pipe make the caller wait."""
     try:
-        return path.read_bytes()
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb") as file:
+            about = os.fstat(handle)
+            if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST:
+                raise BadArtifact(f"{path}: cannot be read (no file of a router)")
+            return file.read(about.st_size)
     except OSError as error:
         raise BadArtifact(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -112,32 +141,102 @@ def _read_arrays(path: Path, wanted: str) -> Mapping[str, NDArray[Any]]:
     if hashlib.sha256(content).hexdigest() != wanted:
         raise BadArtifact(f"{path}: checksum differs from the manifest's")
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        return unpack(content)
+    except ValueError as error:
         raise BadArtifact(f"{path}: not readable as arrays ({error})") from None
 
 
+def _identity(space: Space) -> dict[str, Any]:
+    if space.meaning is None:
+        return {"name": STATIC, "size": 0}
+    return {"name": space.name, "size": space.meaning.size}
+
+
+def _meaning(known: Mapping[str, Any], embedder: Embedder | None, path: Path) -> Embedder | None:
+    """What stands beside the n-grams: the embedder given, if it is the one it was fitted with."""
+    name, size = str(known["name"]), int(known["size"])
+    if embedder is not None and embedder.name != name:
+        raise WrongEmbedder(
+            f"{path}: was fitted with the embedder {name!r}, and the task has {embedder.name!r}:"
+            " change it back, or calibrate again"
+        )
+    if name == STATIC:
+        return None
+    if embedder is not None and embedder.size and embedder.size != size:
+        raise WrongEmbedder(
+            f"{path}: was fitted on vectors of {size} numbers, and {name!r} gives {embedder.size}"
+        )
+    if embedder is None or isinstance(embedder, Outside):
+        return Outside(name=name, size=size)
+    return embedder
+
+
 def _arrays(router: Router) -> dict[str, NDArray[Any]]:
-    ood, head = router.ood, router.confidence
+    ood, prefix = router.ood, router.prefix
+    words = ood.space.words
+    nothing = np.zeros(0)
     return {
-        "keys": ood.embedding.keys,
-        "idf": ood.embedding.idf,
-        "axes": ood.embedding.axes,
+        "keys": words.keys,
+        "idf": words.idf,
+        "axes": words.axes.astype(np.float16),
         "rows": ood.rows,
         "weights": ood.weights,
         "biases": ood.biases,
         "centroids": ood.centroids,
         "reference": ood.reference,
-        "head_weights": head.weights,
-        "head_means": head.means,
-        "head_scales": head.scales,
+        **score_arrays(router.confidence),
         "start_scores": router.start.scores,
         "start_losses": router.start.losses,
+        "prefix_weights": nothing if prefix is None else prefix.weights,
+        "prefix_biases": nothing if prefix is None else prefix.biases,
+        "prefix_limits": nothing if prefix is None else prefix.limits,
+        **_hard_arrays(router.difficulty),
     }
 
 
-def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Router:
+def _prefix_numbers(prefix: Prefix | None) -> dict[str, Any] | None:
+    if prefix is None:
+        return None
+    return {"at": prefix.at, "lost": prefix.lost, "caught": prefix.caught}
+
+
+def _prefix(numbers: Mapping[str, Any] | None, arrays: Mapping[str, NDArray[Any]]) -> Prefix | None:
+    if numbers is None:
+        return None
+    return Prefix(
+        at=tuple(numbers["at"]),
+        weights=arrays["prefix_weights"],
+        biases=arrays["prefix_biases"],
+        limits=arrays["prefix_limits"],
+        lost=float(numbers["lost"]),
+        caught=float(numbers["caught"]),
+    )
+
+
+def _hard_arrays(hard: Difficulty | None) -> dict[str, NDArray[Any]]:
+    if hard is None:
+        return {}
+    arrays = {f"hard_{name}": getattr(hard, name) for name in HARD}
+    return {**arrays, "hard_words": hard.words.axes}
+
+
+def _difficulty(arrays: Mapping[str, NDArray[Any]], words: Embedding) -> Difficulty | None:
+    """Its n-grams are those of the OOD gate."""
+    if "hard_words" not in arrays:
+        return None
+    own = replace(words, axes=arrays["hard_words"])
+    return Difficulty(words=own, **{name: arrays[f"hard_{name}"] for name in HARD})
+
+
+def _router(
+    manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], meaning: Embedder | None
+) -> Router:
+    words = Embedding(
+        keys=arrays["keys"],
+        idf=arrays["idf"],
+        unseen=float(manifest["ood"]["unseen"]),
+        axes=arrays["axes"].astype(np.float32),
+    )
     spec, certificate, report = manifest["spec"], manifest["certificate"], manifest["report"]
     threshold = float(manifest["threshold"])
     if certificate is None and threshold < NEVER:
@@ -151,27 +250,21 @@ def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
             fences=spec["fences"],
         ),
         ood=Ood(
-            embedding=Embedding(
-                keys=arrays["keys"],
-                idf=arrays["idf"],
-                unseen=float(manifest["ood"]["unseen"]),
-                axes=arrays["axes"],
-            ),
+            space=Space(words=words, meaning=meaning),
             rows=arrays["rows"],
             weights=arrays["weights"],
             biases=arrays["biases"],
             centroids=arrays["centroids"],
-            uses=tuple(manifest["ood"]["uses"]),
             reference=arrays["reference"],
         ),
         ood_epsilon=float(manifest["ood"]["epsilon"]),
-        confidence=Confidence(
-            kind=spec["kind"],
-            weights=arrays["head_weights"],
-            means=arrays["head_means"],
-            scales=arrays["head_scales"],
-            bias=float(manifest["confidence"]["bias"]),
+        confidence=read_score(
+            spec["kind"], manifest["confidence"], arrays, views=len(manifest["ood"]["uses"])
         ),
+        window=manifest["release"]["window"],
+        prefix=_prefix(manifest["release"]["prefix"], arrays),
+        difficulty=_difficulty(arrays, words),
+        hopeless=float(manifest["hopeless"]),
         threshold=threshold,
         start=Start(
             scores=arrays["start_scores"],
@@ -182,6 +275,7 @@ def _router(manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
         report=Report(
             **{
                 **report,
+                "contest": read_contest(report["contest"]),
                 "rankings": {name: Ranking(**item) for name, item in report["rankings"].items()},
             }
         ),

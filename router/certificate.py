@@ -22,9 +22,9 @@ Everything is a function of the order of requests and not of how they come in ba
 is a product, kept in multiples of 2^-40 so that sums are exact in any order, and its running
 maximum is taken after every BLOCK-th request. Within a block, order changes nothing at all.
 
-What was tried and lost to this: bets sized for each threshold from its own past (they learn about
-as slowly as a mean over six sizes, and depend on order), and twice as many bets (each more costs
-a little capital everywhere). benchmarks/router/certificate.py has the numbers of what is here.
+Bets sized for each threshold from its own past were tried instead of a mean over six sizes: sooner
+where R is far under alpha, but later where it is near, which is where coverage is won; and what
+they win depends on order. Their numbers are in LOG.md.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The vocabulary every part of Retort shares: route, reason, decision, and a student's answer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -97,11 +97,13 @@ class Decision:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
     """One generated token: its text, natural-log probability, and the top-k alternatives' ones
-    (descending, the chosen token's included where the server returned it)."""
+    (descending, the chosen token's included where the server returned it). ``names``: the texts of
+    the same alternatives, or nothing where they are unknown; tokens are compared without them."""
 
     text: str
     logprob: float
     top: tuple[float, ...] = ()
+    names: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

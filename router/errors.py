@@ -2,7 +2,9 @@
 
 RouterError
 ├── BadArtifact      a file of a saved router is missing, damaged or not what the manifest says
-└── VersionMismatch  the folder was written in a format this version does not read
+├── VersionMismatch  the folder was written in a format this version does not read
+├── WrongEmbedder    the router was fitted on vectors of another embedder than the task's
+└── NoEmbedder       the embedder cannot be had here
 """
 
 
@@ -16,3 +18,11 @@ class BadArtifact(RouterError):
 
 class VersionMismatch(RouterError):
     """The folder was written in a format this version does not read."""
+
+
+class WrongEmbedder(RouterError):
+    """The router was fitted on vectors of another embedder than the task's."""
+
+
+class NoEmbedder(RouterError):
+    """The embedder cannot be had here: a package is missing, or is not the known one."""

@@ -109,7 +109,7 @@ def disagreement(spec: OutputSpec, student: str, teacher: str) -> float:
     the F1 of the two bags of words.
     """
     if spec.kind == "label":
-        return float(_plain(student) != _plain(teacher))
+        return float(bare(student) != bare(teacher))
     if spec.kind == "json":
         return _object_loss(spec, student, teacher)
     return 1.0 - _word_f1(student, teacher)
@@ -119,7 +119,7 @@ def label_of(spec: OutputSpec, text: str) -> str | None:
     """A class name for an answer: the label itself, for json the first field's value, for text
     None. Also None where the answer has no such value."""
     if spec.kind == "label":
-        return _plain(text) or None
+        return bare(text) or None
     if spec.kind == "json" and spec.fields:
         data = parse_object(text, fences=True)
         value = data.get(next(iter(spec.fields))) if data is not None else None
@@ -169,7 +169,8 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _plain(text: str) -> str:
+def bare(text: str) -> str:
+    """A label as labels are compared: without case, quotes, outer blanks and a final stop."""
     return " ".join(text.split()).strip("\"'`. ").casefold()
 
 

@@ -13,18 +13,24 @@ two beforehand, so both certificates hold at once and the one that serves more m
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, exp
 
 import numpy as np
 from numpy.typing import NDArray
 
-from router.confidence import Confidence, default, fit_confidence, plain
+from router.confidence import Confidence, default, learn_head, plain
+from router.contest import Contest
 from router.decision import Answer, Decision, Reason, Route
-from router.ood import Ood, fit_ood
-from router.output import OutputSpec, check, disagreement, label_of, learn
+from router.difficulty import Difficulty, fit_difficulty
+from router.embedder import Embedder
+from router.ood import Floats, Ood, fit_ood
+from router.options import places
+from router.output import OutputSpec, bare, check, label_of, learn
+from router.prefix import Prefix, cut, fit_prefix, loss_of
 from router.report import Ranking, Report, rank
-from router.signals import Signals, signals
+from router.signals import Signals, log_probability, signals
 from router.threshold import (
+    GRID,
     NEVER,
     REJECTED,
     Certificate,
@@ -77,26 +83,47 @@ class Start:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Router:
     """A fitted router. ``threshold`` is NEVER where there is no certificate. Prompts are what the
-    student is told to answer (the user's text, without system prompt), as in training."""
+    student is told to answer (the user's text, without system prompt), as in training. Where the
+    task has an embedder, its ``vector`` of the prompt may be handed in; else it is asked here.
+
+    ``window``: the score is that of a draft's first tokens, so many of them; None: of all of it.
+    ``prefix``: the heads that stop a hopeless draft while it is made. ``difficulty``: the chance,
+    by the prompt alone, that a draft will not be served; ``hopeless``: above this chance the
+    student is not asked."""
 
     spec: OutputSpec
     ood: Ood
     ood_epsilon: float
     confidence: Confidence
+    difficulty: Difficulty | None = None
+    hopeless: float = 1.0
     threshold: float = NEVER
     certificate: Certificate | None = None
     report: Report = field(default_factory=Report)
     start: Start = field(default_factory=Start)
+    window: int | None = None
+    prefix: Prefix | None = None
 
-    def before(self, prompt: str, threshold: float | None = None) -> Decision:
+    @property
+    def serial(self) -> bool:
+        """Whether ``before`` is cheap enough to be waited for before the student is asked."""
+        return self.ood.space.serial
+
+    def before(
+        self, prompt: str, threshold: float | None = None, vector: Floats | None = None
+    ) -> Decision:
         """Whether to ask the student at all: route STUDENT means "go on". ``p_ood`` is always
         set, also where the student is not certified (the queue and shadow mode want it).
-        ``threshold``: the live one; None: the router's own."""
-        p_ood = self.ood.p_value(prompt)
+        ``threshold``: the live one; None: the router's own. Raises NoEmbedder where the vector is
+        needed and cannot be had."""
+        at = self.ood.space(prompt, vector)
+        p_ood = self.ood.place(self.ood.seen_from(at))
         if (self.threshold if threshold is None else threshold) >= NEVER:
             return Decision(route=Route.TEACHER, reason=Reason.NOT_CERTIFIED, p_ood=p_ood)
         if p_ood <= self.ood_epsilon:
             return Decision(route=Route.TEACHER, reason=Reason.OOD, p_ood=p_ood)
+        if self.difficulty is not None and self.difficulty(prompt, at) > self.hopeless:
+            return Decision(route=Route.TEACHER, reason=Reason.HARD, p_ood=p_ood)
         return Decision(route=Route.STUDENT, reason=Reason.TRUSTED, p_ood=p_ood)
 
     def after(
@@ -105,10 +132,12 @@ class Router:
         answer: Answer,
         p_ood: float | None = None,
         threshold: float | None = None,
+        vector: Floats | None = None,
     ) -> Decision:
-        """Whether the student's draft may be served. ``p_ood`` is passed through; ``threshold`` as
-        in ``before``."""
-        score = self.score(prompt, answer)
+        """Whether the student's draft may be served, as far as the window sees it. ``p_ood`` is
+        passed through; ``threshold`` as in ``before``."""
+        answer = cut(answer, self.window)
+        score = self.score(prompt, answer, vector)
         if check(self.spec, answer) is not None:
             route, reason = Route.TEACHER, Reason.INVALID
         elif score < (self.threshold if threshold is None else threshold):
@@ -117,11 +146,20 @@ class Router:
             route, reason = Route.STUDENT, Reason.TRUSTED
         return Decision(route=route, reason=reason, score=score, p_ood=p_ood)
 
-    def score(self, prompt: str, answer: Answer) -> float:
+    def score(self, prompt: str, answer: Answer, vector: Floats | None = None) -> float:
         """The trust in a draft, in [0, 1]. Says nothing about the output rules."""
-        signal = signals(self.spec.kind, answer, tuple(self.spec.fields))
-        views = self.ood.views(prompt) if self.confidence.learned else np.zeros(0)
-        return self.confidence.score(signal, views)
+        spec, confidence = self.spec, self.confidence
+        answer = cut(answer, self.window)
+        if not confidence.learned:
+            return exp(log_probability(spec.kind, answer, tuple(spec.fields)))
+        signal = signals(
+            spec.kind,
+            answer,
+            tuple(spec.fields),
+            labels=spec.labels if confidence.reader is not None else (),
+            lengths=confidence.lengths,
+        )
+        return confidence.score(signal, self.ood.views(prompt, vector))
 
 
 def fit_router(
@@ -132,26 +170,37 @@ def fit_router(
     max_disagreement: float,
     confidence: float,
     ood_epsilon: float,
+    window: int | None = None,
+    early_share: float = 0.0,
     seed: int = 17,
+    embedder: Embedder | None = None,
+    cost_ratio: float | None = None,
 ) -> Router:
     """The router of a student, from its training rows and from held-out traffic it answered.
+    ``window``: its answers are released after so many tokens. ``early_share``: of the drafts it
+    would serve, heads may stop this share; 0: there are none.
 
     ``calibration`` must be requests of the task as they come in, none of them trained on. Too few
     or too bad ones give a router without certificate, which sends everything to the teacher.
+    ``embedder``: asked beside the task's own n-grams. ``cost_ratio``: what a draft costs, as a
+    share of the teacher's answer; where it is known, the student is not asked for what it will
+    hardly be served for: trying costs the ratio, and saves an answer as often as it succeeds.
     """
     spec = learn(spec, (row.answer for row in train))
     ood = fit_ood(
         [(row.prompt, label_of(spec, row.answer)) for row in train],
         [row.prompt for row in calibration],
         seed=seed,
+        embedder=embedder,
     )
-    router = Router(spec=spec, ood=ood, ood_epsilon=ood_epsilon, confidence=default(spec.kind))
+    score = default(spec.kind, [row.answer for row in train])
+    router = Router(spec=spec, ood=ood, ood_epsilon=ood_epsilon, confidence=score, window=window)
     if not calibration:
         delta, _ = shares(1.0 - confidence)
         return replace(router, report=_report(router, _Rows(), max_disagreement, delta))
     rows = _Rows.of(router, calibration)
     delta, _ = shares(1.0 - confidence)
-    chosen, certificate, certified = _certify(router, rows, max_disagreement, delta, seed)
+    chosen, certificate, certified, contest = _certify(router, rows, max_disagreement, delta, seed)
     share = 1.0
     if len(rows.prompts) >= HEAD_ROWS:
         share = HEAD_DELTA if chosen.learned else 1.0 - HEAD_DELTA
@@ -163,7 +212,26 @@ def fit_router(
             threshold=certificate.threshold,
             certificate=_with_gate(certificate, router, certified, delta),
         )
-    return replace(router, report=_report(router, certified, max_disagreement, delta))
+        if cost_ratio is not None:
+            router = replace(
+                router,
+                difficulty=_difficulty(router, rows, seed),
+                hopeless=1.0 - min(cost_ratio, 1.0),
+            )
+    if early_share > 0.0:
+        scores = rows.scores(chosen)
+        prefix = fit_prefix(
+            spec.kind,
+            [row.student for row in calibration],
+            (scores >= _hopeful(scores, rows.losses, max_disagreement)).tolist(),
+            fields=tuple(spec.fields),
+            before=window,
+            share=early_share,
+            seed=seed,
+        )
+        router = replace(router, prefix=prefix)
+    report = replace(_report(router, certified, max_disagreement, delta), contest=contest)
+    return replace(router, report=report)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,23 +241,32 @@ class _Rows:
     prompts: Sequence[str] = ()
     signals: Sequence[Signals] = ()
     views: Sequence[Doubles] = ()
+    wanted: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, dtype=np.intp))
     losses: Doubles = field(default_factory=lambda: np.zeros(0))
     valid: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
     passed: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
     @classmethod
     def of(cls, router: Router, calibration: Sequence[Judged]) -> "_Rows":
-        spec, ood = router.spec, router.ood
+        spec, ood, window = router.spec, router.ood, router.window
+        lengths = router.confidence.lengths
         fields = tuple(spec.fields)
-        views = [ood.views(row.prompt) for row in calibration]
+        labels = spec.labels if spec.kind == "label" else ()
+        known = places(labels)
+        seen = [cut(row.student, window) for row in calibration]
+        views = [ood.seen_from(at) for at in ood.space.many([row.prompt for row in calibration])]
         return cls(
             prompts=[row.prompt for row in calibration],
-            signals=[signals(spec.kind, row.student, fields) for row in calibration],
+            signals=[
+                signals(spec.kind, answer, fields, labels=labels, lengths=lengths)
+                for answer in seen
+            ],
             views=views,
+            wanted=np.array([known.get(bare(row.teacher), len(labels)) for row in calibration]),
             losses=np.array(
-                [disagreement(spec, row.student.text, row.teacher) for row in calibration]
+                [loss_of(spec, row.student, row.teacher, window) for row in calibration]
             ),
-            valid=np.array([check(spec, row.student) is None for row in calibration]),
+            valid=np.array([check(spec, answer) is None for answer in seen]),
             passed=np.array([ood.place(view) > router.ood_epsilon for view in views]),
         )
 
@@ -199,6 +276,7 @@ class _Rows:
             prompts=[self.prompts[at] for at in picked],
             signals=[self.signals[at] for at in picked],
             views=[self.views[at] for at in picked],
+            wanted=self.wanted[mask],
             losses=self.losses[mask],
             valid=self.valid[mask],
             passed=self.passed[mask],
@@ -212,34 +290,54 @@ class _Rows:
 
 def _certify(
     router: Router, rows: _Rows, alpha: float, delta: float, seed: int
-) -> tuple[Confidence, Certificate | None, _Rows]:
-    """The score to use, its certificate, and the rows that certificate speaks of."""
+) -> tuple[Confidence, Certificate | None, _Rows, Contest]:
+    """The score to use, its certificate, the rows that certificate speaks of, and how the heads
+    that were tried did."""
     binary = router.spec.kind != "text"
     base = router.confidence
     if len(rows.prompts) < HEAD_ROWS:
         ours = certify(rows.scores(base), rows.losses, alpha, delta, binary=binary)
-        return base, ours, rows
+        return base, ours, rows, Contest()
     # Split the error before looking, or choosing between the certificates would void them.
     ours = certify(rows.scores(base), rows.losses, alpha, delta * (1 - HEAD_DELTA), binary=binary)
     taught = np.array([_bucket(prompt) == 0 for prompt in rows.prompts])
-    seen = rows.only(taught)
-    head = fit_confidence(
-        router.spec.kind,
+    seen = rows.only(taught & rows.valid)  # what breaks the rules is never scored
+    head, contest = learn_head(
+        base,
         list(zip(seen.signals, seen.views, strict=True)),
         seen.losses.tolist(),
         seed=seed,
+        wanted=seen.wanted.tolist() if router.spec.kind == "label" else (),
     )
     if head is None:
-        return base, ours, rows
+        return base, ours, rows, contest
     unseen = rows.only(~taught)
     theirs = certify(unseen.scores(head), unseen.losses, alpha, delta * HEAD_DELTA, binary=binary)
     if theirs is None or (ours is not None and theirs.coverage <= ours.coverage):
-        return base, ours, rows
-    return head, theirs, unseen
+        return base, ours, rows, contest
+    return head, theirs, unseen, contest
+
+
+def _hopeful(scores: Doubles, losses: Doubles, alpha: float) -> float:
+    """The laxest threshold whose *observed* loss keeps the contract. It promises nothing, but no
+    certificate of the same score will ever go much beyond it: what scores less is not going to be
+    served, however much evidence comes in. So what is stopped early does not depend on the
+    threshold of the day, which a certificate could not bear."""
+    kept = [t for t in GRID if float((losses * (scores >= t)).mean()) <= alpha]
+    return min(kept, default=NEVER)
 
 
 def _bucket(prompt: str) -> int:
     return zlib.crc32(b"head:" + prompt.encode("utf-8", "surrogatepass")) % HEAD_BUCKETS
+
+
+def _difficulty(router: Router, rows: _Rows, seed: int) -> Difficulty | None:
+    """From what the router would do with the drafts of the calibration rows."""
+    space = router.ood.space
+    served = rows.scores(router.confidence) >= router.threshold
+    deferred = np.where(served, 0.0, 1.0).tolist()
+    points = space.many(rows.prompts)
+    return fit_difficulty(space, rows.prompts, points, deferred, seed=seed)
 
 
 def _with_gate(certificate: Certificate, router: Router, rows: _Rows, delta: float) -> Certificate:

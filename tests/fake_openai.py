@@ -42,8 +42,9 @@ class Reply:
     #: body for a status of 400 and more; default: a proper envelope
     error: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    #: a stream waits for it before its second content chunk
+    #: a stream waits for it before its second content chunk, or the one after ``hold_after``
     hold: threading.Event | None = None
+    hold_after: int = 1
     #: the pieces a stream is sent in; default: one per token
     chunks: Sequence[str] | None = None
     #: the connection is cut after this many content chunks or pieces (stream) or bytes (otherwise)
@@ -400,7 +401,10 @@ class FakeOpenAI:
             pieces = [(token.text, [token]) for token in tokens]
         else:
             pieces = [(text, []) for text in reply.chunks]
-        wants_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        options = body.get("stream_options") or {}
+        wants_usage = bool(options.get("include_usage"))
+        # as vLLM: every chunk with the usage so far
+        running = wants_usage and bool(options.get("continuous_usage_stats"))
 
         async def event(choices: list[Body], usage: Any = None) -> None:
             chunk = head | {"choices": choices}
@@ -429,10 +433,11 @@ class FakeOpenAI:
                 raise _Cut
             if reply.chunk_delay_s:
                 await asyncio.sleep(reply.chunk_delay_s)
-            if sent == 1 and reply.hold is not None:
+            if sent == reply.hold_after and reply.hold is not None:
                 await asyncio.to_thread(reply.hold.wait, 10)
             for index in indices:
-                await event([choice(index, {"content": text}, _logprobs(body, of), None)])
+                usage = _usage(body, reply, tokens[: sent + 1]) if running else None
+                await event([choice(index, {"content": text}, _logprobs(body, of), None)], usage)
         if reply.cut_after is not None:
             raise _Cut
         if reply.stream_error is not None:

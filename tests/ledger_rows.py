@@ -23,6 +23,7 @@ def terms(**changes: Any) -> Terms:
         "alpha": 0.1,
         "delta": 0.025,
         "offline_delta": 0.025,
+        "lifetime": False,
         "window": WINDOW,
     }
     return Terms(**(values | changes))

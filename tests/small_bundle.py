@@ -8,17 +8,28 @@ to and certified on. `STRANGE` is a message unlike anything in training.
 import random
 from pathlib import Path
 
+import numpy as np
+
 from gateway.config import Task
 from gateway.prompt import prompt_hash
 from router.artifact import save
 from router.decision import Answer, Token
+from router.embedder import Embedder
 from router.output import OutputSpec
+from router.prefix import Prefix
 from router.router import Judged, Labelled, Router, fit_router
 
 LABELS = ("parcel", "refund", "password")
 SURE = -0.01
 UNSURE = -2.5
 STRANGE = "Ποια είναι η πρωτεύουσα της Μογγολίας; ◆◆◆ 0x1F600 SELECT * FROM zz9 WHERE qq=17"
+#: P(not served) after one unsure token: 0.94, after a sure one 0.002
+HEADS = Prefix(
+    at=(1, 4),
+    weights=np.array([[0.0, -2.0, 0.0, 0.0, 0.0, 0.0, 0.0]] * 2),
+    biases=np.array([3.0, 3.0]),
+    limits=np.array([0.5, 0.5]),
+)
 _OPENINGS = ("hello", "hi there", "good morning", "dear team", "hey", "please help")
 _MIDDLES = ("my {} is missing", "where is my {}", "I need help with my {}", "the {} does not work")
 _ENDINGS = ("thanks", "since yesterday", "it is urgent", "what now", "regards", "can you check")
@@ -39,7 +50,7 @@ def drafted(text: str, logprob: float) -> Answer:
     return Answer(text=text, tokens=(Token(text=text, logprob=logprob, top=(logprob, -5.0)),))
 
 
-def make_router() -> Router:
+def make_router(embedder: Embedder | None = None) -> Router:
     """Certified: nine drafts in ten are sure and right."""
     calibration = [
         Judged(
@@ -56,6 +67,7 @@ def make_router() -> Router:
         max_disagreement=0.05,
         confidence=0.95,
         ood_epsilon=0.01,
+        embedder=embedder,
     )
     assert router.certificate is not None
     return router

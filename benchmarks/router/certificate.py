@@ -7,12 +7,14 @@ requests from it with replacement, so that its true R(t) is known exactly and re
 independent, as the promise assumes: permuting the pool itself would make every method look better
 towards the end of it, when the rest is all that can still go wrong.
 
-*Ours* is the closed loop as it is served: it starts with the offline certificate (or none: then
-everything goes to the teacher, and labels are free), deploys the laxest certified threshold, audits
-RATE of what it serves, takes what it sends to the teacher as free labels, and deploys again after
-every batch. A violation is ever *deploying* t with R(t) > α. Baselines get the label of every
-request, and look again every LOOK of them: the laxest threshold whose observed loss is under α,
-conformal risk control, Clopper–Pearson with fixed sequence, and betting (WSR) on uniform labels.
+*Ours* is the closed loop as it is served: it starts with the offline certificate of OFFLINE rows
+(for "audits until near" with none: then everything goes to the teacher, and labels are free),
+deploys the laxest certified threshold, audits RATE of what it serves, takes what it sends to the
+teacher as free labels, and deploys again after every batch. A violation is ever *deploying* t with
+R(t) > α. Baselines get the label of every request, and look again every LOOK of them: the laxest
+threshold whose observed loss is under α, conformal risk control, Clopper–Pearson with fixed
+sequence (its coverage at a mark is that of a single look there), and betting (WSR) on uniform
+labels.
 
 *Offline* is the certificate of a night, looked at once: ``fit_router`` as it is, with its learned
 head, on 1,000 rows, against the plug-in threshold on the same.

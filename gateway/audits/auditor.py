@@ -125,6 +125,9 @@ class Auditor:
 
     async def _audit(self, line: WaitingLine, promise: Promise) -> None:
         lane = line.lane
+        with suppress(StoreError):  # the database is away, and nobody could erase anything
+            if await asyncio.to_thread(pending.erased, self._store, promise.id):
+                promise.body = {}
         if not promise.body:
             # its text was erased, or not to be stored, and its gateway is gone
             await self._lose(promise, Failed(status=410))
@@ -211,13 +214,14 @@ class Auditor:
 
     async def _tick(self) -> None:
         try:
+            # first what others wait for: leases must not end because the ledger is slow
+            await asyncio.to_thread(self._forget)
+            for promise in await asyncio.to_thread(self._orphans):
+                await self._take_over(promise)
             for line in self._lines.values():
                 if line.lane.live is not None:
                     line.lane.sampling.learn(await asyncio.to_thread(self._reader.read, line.lane))
                 await self._reopen(line)
-            await asyncio.to_thread(self._forget)
-            for promise in await asyncio.to_thread(self._orphans):
-                await self._take_over(promise)
         except StoreError as error:
             logger.warning("audits: the database is away", extra={"error": str(error)})
         except Exception:
@@ -261,13 +265,13 @@ class Auditor:
 def promised(trip: Trip, owner: str) -> Promise:
     """What an audit of this trip's draft needs, whoever makes it."""
     assert trip.draft is not None
-    incoming, decision, now = trip.incoming, trip.decision, utcnow()
+    incoming, decision, live, now = trip.incoming, trip.decision, trip.live, utcnow()
     section = trip.lane.task.audit
     return Promise(
         id=incoming.id,
         at=now,
         task=trip.lane.task.name,
-        bundle=None if trip.live is None else trip.live.bundle.id,
+        bundle=None if live is None else live.bundle.id,
         caller=incoming.caller.id,
         endpoint=endpoint_of(incoming.path),
         dedupe_key=exchanges.dedupe_key(trip.lane.task.name, incoming.raw),
@@ -275,15 +279,16 @@ def promised(trip: Trip, owner: str) -> Promise:
         prompt=trip.prompt,
         student_text=trip.draft.answer.text,
         prompt_hash=trip.lane.prompt_hash,
+        subject=exchanges.subject(trip.chat.body),
         consent=trip.consent,
-        broken=trip.live is not None
-        and check(trip.live.router.spec, trip.draft.answer) is not None,
+        broken=live is not None and check(live.router.spec, trip.draft.answer) is not None,
         reason=decision.reason.value,
         score=decision.score,
         p_ood=decision.p_ood,
         propensity=trip.propensity,
         uniform=trip.uniform,
         guess=trip.guess,
+        signals=trip.signals(),
         expires=now + timedelta(seconds=section.patience_s),
         lease_owner=owner,
         lease_until=now + timedelta(seconds=section.lease_s),

@@ -302,6 +302,7 @@ def _exchange(lane: Lane, promise: Promise, answered: Answered) -> Exchange:
         reason=promise.reason,
         score=promise.score,
         p_ood=promise.p_ood,
+        signals=promise.signals,
         # rows drawn by this part of the propensity are traffic as it is
         sampled=sampled(promise.id, promise.uniform),
         propensity=promise.uniform,

@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 
 from gateway import metrics
 from gateway.certificates import incidents
-from gateway.certificates.fold import Subject, columns, locked, write
+from gateway.certificates.fold import Subject, columns, locked, next_turn, write
 from gateway.certificates.outcomes import bound
 from gateway.certificates.standing import Standing, standing_of
 from gateway.certificates.state import begin
@@ -100,8 +100,9 @@ def _raise(session: Session, row: Certificate, subject: Subject, kind: str) -> N
     state = alarms.from_dict(row.alarms)
     row.alarm = kind
     row.epoch += 1
+    row.turn = next_turn(session, subject.terms, row.epoch)
     row.since = row.frontier = bound(time.time())
-    fresh = begin(subject.terms, subject.start, row.epoch, row.since)
+    fresh = begin(subject.terms, subject.start, row.turn, row.since)
     write(row, subject, columns(subject, fresh, row.since))
     incidents.report(
         session,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlmodel import Session
+from sqlmodel import Session, func, select
 
 from gateway import metrics
 from gateway.certificates import incidents
@@ -68,7 +68,8 @@ def ensure(store: Store, subject: Subject) -> Standing:
     """Start a bundle's certificate where it has none, or where the contract has changed since: that
     is a promise of its own, with its own part of the allowed error. Raises StoreError."""
     terms = subject.terms
-    first = _new(subject)
+    with refused_in_one_line(store.engine), store.session() as session:
+        first = _new(subject, next_turn(session, terms, 1))
     with store.transaction() as session:
         row = locked(session, terms.task, subject.bundle)
         if row is None:
@@ -77,10 +78,11 @@ def ensure(store: Store, subject: Subject) -> Standing:
             assert row is not None
         elif _other_contract(row, subject):
             row.epoch += 1
+            row.turn = next_turn(session, terms, row.epoch)
             row.frontier = row.since
             row.settle_s = terms.window.settle_s
             row.audit_wait_s = terms.window.audit_wait_s
-            state = begin(terms, subject.start, row.epoch, row.since)
+            state = begin(terms, subject.start, row.turn, row.since)
             write(row, subject, columns(subject, state, row.since))
         return standing_of(row)
 
@@ -127,12 +129,12 @@ def fold(
 
 
 def recompute(
-    store: Store, subject: Subject, *, epoch: int, since: str, until: str, window: Window
+    store: Store, subject: Subject, *, turn: int, since: str, until: str, window: Window
 ) -> tuple[State, dict[str, int]]:
     """The same from the first row on, up to the frontier ``until``; and how many rows there were of
     each kind: counted, or left out and why."""
     terms = subject.terms
-    state = begin(terms, subject.start, epoch, since)
+    state = begin(terms, subject.start, turn, since)
     after, counts = since, dict.fromkeys(("counted", *map(str, Left)), 0)
     while True:
         with store.session() as session:
@@ -189,6 +191,14 @@ def locked(session: Session, task: str, bundle: str, *, skip: bool = False) -> C
     )
 
 
+def next_turn(session: Session, terms: Terms, epoch: int) -> int:
+    """Which part of the allowed error the next start has."""
+    if not terms.lifetime:
+        return epoch
+    statement = select(func.max(Certificate.turn)).where(Certificate.task == terms.task)
+    return (session.exec(statement).one() or 0) + 1
+
+
 def level(alpha: float, coverage: float) -> float:
     """The mean loss of served drafts over which the contract is broken."""
     return min(MOST_LEVEL, alpha / coverage) if coverage > 0.0 else MOST_LEVEL
@@ -207,13 +217,14 @@ def _watched(known: dict[str, Any] | None, terms: Terms, coverage: float) -> dic
     return alarms.to_dict(alarms.start_alarms(wanted, delta=terms.delta, epoch=epoch))
 
 
-def _new(subject: Subject) -> Certificate:
+def _new(subject: Subject, turn: int) -> Certificate:
     terms = subject.terms
     row = Certificate(
         task=terms.task,
         bundle=subject.bundle,
         version=0,
         epoch=1,
+        turn=turn,
         since="",
         frontier="",
         settle_s=terms.window.settle_s,
@@ -229,14 +240,17 @@ def _new(subject: Subject) -> Certificate:
         labels=0,
         updated_at=utcnow(),
     )
-    write(row, subject, columns(subject, begin(terms, subject.start, 1, ""), ""))
+    write(row, subject, columns(subject, begin(terms, subject.start, turn, ""), ""))
     return row
 
 
 def _other_contract(row: Certificate, subject: Subject) -> bool:
     """The contract, or what a certificate is made of, is not what it was."""
-    wealth = unpack(row.state).wealth
-    now = begin(subject.terms, Start(share=subject.start.share), row.epoch, row.since).wealth
+    try:
+        wealth = unpack(row.state).wealth
+    except (KeyError, ValueError):  # of another version
+        return True
+    now = begin(subject.terms, Start(share=subject.start.share), row.turn, row.since).wealth
     return (wealth.alpha, wealth.delta, len(wealth.grid)) != (now.alpha, now.delta, len(now.grid))
 
 

@@ -162,7 +162,9 @@ def outcome(row: Row, audit: Audit | None, window: Window, now: float) -> Outcom
     if not served(row) or row.score is None:
         return Left.OUTSIDE
     found: float | None = None
-    if row.sampled:
+    if row.sampled and row.loss is not None:
+        found = row.loss  # released before its end, which broke the output rules: nobody is asked
+    elif row.sampled:
         deadline = at + window.audit_wait_s
         if audit is not None and not _after(audit.written_at, deadline):
             found = 1.0 if audit.loss is None else audit.loss
@@ -180,8 +182,8 @@ def outcome(row: Row, audit: Audit | None, window: Window, now: float) -> Outcom
 
 
 def rounded_down(least: float) -> float:
-    """To a few levels: the audit rate moves all the time, and each new least propensity makes the
-    certificate deal out its capital anew. A lower one is as valid."""
+    """To a few levels. The audit rate moves all the time, and requests of one least propensity are
+    worked out together; a lower one is as valid."""
     at = bisect_right(LEVELS, least)
     return LEVELS[at - 1] if at else least
 

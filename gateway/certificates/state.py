@@ -36,6 +36,8 @@ class Terms:
     """Of the live certificate: its part of 1 - confidence."""
     offline_delta: float
     """The other part."""
+    lifetime: bool
+    """Whether all bundles share them."""
     window: Window
 
 
@@ -46,6 +48,7 @@ def terms_of(config: Config, task: Task) -> Terms:
         alpha=min(1.0 - EDGE, max(EDGE, task.contract.max_disagreement)),
         delta=delta,
         offline_delta=offline,
+        lifetime=task.contract.spend == "lifetime",
         window=Window(
             settle_s=config.certificate.settle_s, audit_wait_s=PATIENCES * task.audit.patience_s
         ),
@@ -61,11 +64,11 @@ class State:
     seen: Doubles
 
 
-def begin(terms: Terms, start: Start, epoch: int, since: str) -> State:
+def begin(terms: Terms, start: Start, turn: int, since: str) -> State:
     """Before the first request. The first start is made on the calibration rows; after an alarm
-    they count no longer."""
+    they count no longer. ``turn``: which part of the allowed error it has."""
     fresh = since == ""
-    delta = spent(terms.delta * (start.share if fresh else 1.0), epoch)
+    delta = spent(terms.delta * (start.share if fresh else 1.0), turn)
     wealth = live.start(LIVE_GRID, terms.alpha, delta, least_propensity=1.0)
     if fresh:
         rows = zip(start.scores.tolist(), start.losses.tolist(), strict=True)
@@ -112,9 +115,9 @@ def same(ours: State, theirs: State) -> bool:
 
 def threshold_of(terms: Terms, state: State, offline: Certificate | None, since: str) -> float:
     """The laxer of both certificates; the offline one counts while no alarm has refuted it, and if
-    it promises no less than the contract does now."""
+    it promises no less than the contract does now, for this bundle alone."""
     online = live.threshold(state.wealth)
-    if offline is None or since != "":
+    if offline is None or since != "" or terms.lifetime:
         return online
     enough = 1.0 - terms.offline_delta
     if offline.max_disagreement > terms.alpha + EDGE or offline.confidence < enough - EDGE:

@@ -23,6 +23,7 @@ from gateway.storage.tables import (
     Exchange,
     ExchangeEvent,
     Feedback,
+    PendingAudit,
     State,
     StoredCompletion,
     utcnow,
@@ -96,14 +97,16 @@ def subject_of(user: str) -> str:
 
 
 def of_user(store: Store, user: str) -> list[str]:
-    """Ids of the rows, and of stored completions without one, of an end user's requests."""
+    """Ids of the rows of an end user's requests, and of stored completions and promised audits
+    without one."""
     rows = select(Exchange.id).where(Exchange.subject == subject_of(user))
     body, labels = col(StoredCompletion.body), col(StoredCompletion.labels)
     named = (body[name].as_string() for name in ("user", "safety_identifier"))
     tagged = (labels[name].as_string() for name in SUBJECT)
     kept = select(StoredCompletion.id).where(or_(*(each == user for each in (*named, *tagged))))
+    promised = select(PendingAudit.id).where(PendingAudit.subject == subject_of(user))
     with store.session() as session:
-        return [*session.exec(rows), *session.exec(kept)]
+        return [*session.exec(rows), *session.exec(kept), *session.exec(promised)]
 
 
 def known(store: Store, keys: Sequence[str]) -> set[str]:

@@ -82,6 +82,13 @@ def claim(store: Store, owner: str, tasks: Collection[str], lease_s: float) -> l
     return taken
 
 
+def erased(store: Store, row_id: str) -> bool:
+    """Whether its text was to be forgotten. Raises StoreError."""
+    with refused_in_one_line(store.engine), store.session() as session:
+        mine = select(PendingAudit.dedupe_key).where(PendingAudit.id == row_id)
+        return session.exec(mine).first() == ""
+
+
 def erase(session: Session, ids: Sequence[str]) -> None:
     """Remove their text; an audit not yet under way is then lost, and counts so."""
     rows = update(PendingAudit).where(col(PendingAudit.id).in_(ids))

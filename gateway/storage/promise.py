@@ -27,6 +27,7 @@ class Promise:
     prompt: str
     student_text: str
     prompt_hash: str
+    subject: str
     consent: bool
     broken: bool
     reason: str
@@ -35,6 +36,7 @@ class Promise:
     propensity: float
     uniform: float
     guess: float | None
+    signals: dict[str, float] | None
     expires: datetime
     lease_owner: str
     lease_until: datetime

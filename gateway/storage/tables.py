@@ -459,6 +459,9 @@ class Certificate(SQLModel, table=True):
     """Counts the changes: a gateway never goes back to an older state."""
     epoch: int = 1
     """Counts the starts: from 2 on after an alarm, or under a changed contract."""
+    turn: int = 1
+    """It has 1/(turn (turn + 1)) of the allowed error: the epoch, or one more with every start of
+    any bundle of the task (contract.spend: lifetime)."""
     since: str = ""
     """Requests with ids after this one count. Empty: all of the bundle's, and before them its
     calibration rows."""
@@ -532,8 +535,9 @@ class PendingAudit(SQLModel, table=True):
     prompt: str
     student_text: str
     prompt_hash: str = ""
+    subject: str = Field(default="", index=True)
+    """As the exchange will have it, and the next."""
     consent: bool
-    """As the exchange will have it."""
     broken: bool
     """The answer breaks the output rules, which is a full loss whatever the teacher says."""
     reason: str
@@ -543,6 +547,8 @@ class PendingAudit(SQLModel, table=True):
     uniform: float
     """The part of the propensity that does not depend on the draft."""
     guess: float | None = None
+    signals: dict[str, float] | None = Field(default=None, sa_column=Column(JSON))
+    """As the exchange will have them."""
     expires: datetime = Field(sa_column=Column(UTCDateTime, nullable=False))
     """When it is given up, and counts as a disagreement."""
     attempts: int = 0

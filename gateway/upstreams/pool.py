@@ -86,8 +86,10 @@ class Pool:
         data: bytes,
         read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
         key: str | None = None,
+        may_repeat: Callable[[], bool] = lambda: True,
     ) -> T:
-        """What ``read`` made of an answer. Raises GatewayError."""
+        """What ``read`` made of an answer. ``may_repeat`` is False once the client has seen some
+        of it: then nobody else is asked. Raises GatewayError."""
         self._budget.deposit()
         started = time.monotonic()
         replica = self.pick(adapter, key)
@@ -97,6 +99,8 @@ class Pool:
             left_s = self._timeout_s - (time.monotonic() - started)
             lost = isinstance(error, UpstreamRefused) and error.status == 404
             if left_s <= 0 or not (lost or another_may(error, own_key=False)):
+                raise
+            if not may_repeat():
                 raise
             try:
                 other = self.pick(adapter, key, but=replica)

@@ -19,6 +19,7 @@ from triage import BODY, Start
 
 from gateway.config import Config
 from gateway.money.savings import account
+from gateway.storage import exchanges
 from gateway.storage.tables import PendingAudit, Request, utcnow
 from router.sampler import sampled
 
@@ -199,6 +200,18 @@ def test_an_audit_without_its_text_is_lost_with_its_gateway(
         assert (row.loss, row.reason, row.status) == (1.0, "lost", 410)
         assert len(teacher.chats) == asked
     again.store.close()
+
+
+def test_an_audit_does_not_bring_back_what_was_erased(serving: Start, teacher: FakeOpenAI) -> None:
+    gateway = serving(audit_rate=1.0)
+    teacher.reply = Reply(status=503)
+    ask(gateway, "ann")
+    wait_until(lambda: len(pending(gateway)) == 1)
+    exchanges.erase(gateway.store, exchanges.of_user(gateway.store, "ann"))
+    teacher.reply = "parcel"
+    (row,) = until_audited(gateway, 1)
+    assert (row.loss, row.reason, row.status) == (1.0, "lost", 410)
+    assert gateway.exchanges() == []
 
 
 def test_audits_are_finished_before_the_gateway_stops(serving: Start, teacher: FakeOpenAI) -> None:

@@ -113,7 +113,7 @@ def test_any_sequence_of_uses_keeps_the_books_right() -> None:
 
 
 def key(body: dict[str, Any] = SAME, **more: Any) -> bytes | None:
-    parts: dict[str, Any] = {"whose": ("c",), "task": "t", "bundle": "b", "threshold": 0.5}
+    parts: dict[str, Any] = {"whose": ("c",), "task": "t", "bundle": "b", "epoch": 1}
     return key_of(body, **(parts | more))
 
 
@@ -130,7 +130,7 @@ def test_the_key_ignores_what_does_not_change_the_answer() -> None:
         {"whose": ("c", None)},
         {"task": "u"},
         {"bundle": None},
-        {"threshold": 0.6},
+        {"epoch": 2},
         {"body": SAME | {"temperature": 0.0, "seed": 1}},
         {"body": SAME | {"max_tokens": 5}},
         {"body": SAME | {"messages": MESSAGES[:1]}},
@@ -150,7 +150,7 @@ def test_keys_of_different_callers_never_meet() -> None:
         whose = tuple(dice.choice([None, *pieces]) for _ in range(dice.randrange(1, 4)))
         text = "".join(dice.choices(pieces, k=3))
         task, bundle = dice.choice(pieces), dice.choice(pieces)
-        made = key_of({"m": text}, whose=whose, task=task, bundle=bundle, threshold=None)
+        made = key_of({"m": text}, whose=whose, task=task, bundle=bundle, epoch=None)
         assert made is not None
         assert seen.setdefault(made, (whose, text, task, bundle)) == (whose, text, task, bundle)
 

@@ -56,7 +56,7 @@ def recomputed(store: Store, subject: Subject = SUBJECT) -> State:
     state, _ = recompute(
         store,
         subject,
-        epoch=known.epoch,
+        turn=known.turn,
         since=known.since,
         until=known.frontier,
         window=window_of(known),
@@ -124,9 +124,7 @@ def test_rows_are_read_when_they_are_settled_and_late_ones_are_left_out(store: S
     fold_all(store)
     known = row(store)
     assert known.n == 1
-    state, counts = recompute(
-        store, SUBJECT, epoch=1, since="", until=known.frontier, window=WINDOW
-    )
+    state, counts = recompute(store, SUBJECT, turn=1, since="", until=known.frontier, window=WINDOW)
     assert same(state, unpack(known.state))
     assert (counts["counted"], counts["late"]) == (1, 1)
 
@@ -249,6 +247,26 @@ def test_the_laxer_certificate_counts_and_a_refuted_or_weaker_one_does_not(store
     assert row(store).epoch == 2  # another promise, with an error of its own
     unsure = replace(offline, confidence=0.9)
     assert ensure(store, replace(SUBJECT, offline=unsure)).threshold == NEVER
+
+
+def test_a_lifetime_promise_is_shared_by_all_bundles_of_the_task(store: Store) -> None:
+    start = Start(scores=np.full(300, 0.9), losses=np.zeros(300))
+    forever = terms(lifetime=True)
+    deltas = []
+    for bundle in ("one", "two", "three"):
+        subject = Subject(terms=forever, bundle=bundle, offline=None, start=start)
+        ensure(store, subject)
+        ensure(store, subject)  # again is the same as once
+        deltas.append(ensure(store, subject).detail["delta"])
+    assert deltas == [forever.delta / 2, forever.delta / 6, forever.delta / 12]
+    line = request_line(time.time(), 1, Reason.TRUSTED, bundle="one", score=0.9, sampled=True)
+    one = Subject(terms=forever, bundle="one", offline=None, start=start)
+    for number in range(20):
+        again = replace(line, id=f"{line.id}{number}")
+        store.insert([again, audit_of(again, 1.0)])
+    standing = hear(store, one)
+    assert standing is not None and standing.alarm is not None
+    assert standing.detail["delta"] == forever.delta / 20
 
 
 def test_an_idle_certificate_does_not_write_and_does_not_fall_behind(store: Store) -> None:

@@ -13,6 +13,7 @@ from gateway.lane import Lane, Live
 from gateway.storage.bundles import BundleFiles
 from gateway.storage.tables import utcnow
 from gateway.trip import Trip
+from gateway.vectors import Floats
 from gateway.wire.protocol import Incoming, read_chat
 from router.decision import Answer, Decision, Reason, Route
 from router.output import OutputSpec
@@ -26,10 +27,14 @@ class BrokenRouter:
     certificate: Certificate | None = None
     threshold = 0.5
     spec = OutputSpec()
+    window = None
+    prefix = None
 
     start = Start()
 
-    def before(self, prompt: str, threshold: float | None = None) -> Decision:
+    def before(
+        self, prompt: str, threshold: float | None = None, vector: Floats | None = None
+    ) -> Decision:
         raise ZeroDivisionError
 
     def after(
@@ -38,6 +43,7 @@ class BrokenRouter:
         answer: Answer,
         p_ood: float | None = None,
         threshold: float | None = None,
+        vector: Floats | None = None,
     ) -> Decision:
         raise ZeroDivisionError
 

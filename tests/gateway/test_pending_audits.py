@@ -36,6 +36,7 @@ def promise(row_id: str = "req-1", held_s: float = 60.0, **more: Any) -> Promise
         "prompt": "hi",
         "student_text": "parcel",
         "prompt_hash": "",
+        "subject": exchanges.subject_of("ann"),
         "consent": True,
         "broken": False,
         "reason": "trusted",
@@ -44,6 +45,7 @@ def promise(row_id: str = "req-1", held_s: float = 60.0, **more: Any) -> Promise
         "propensity": 0.1,
         "uniform": 0.1,
         "guess": 0.1,
+        "signals": {"seq": -0.1},
         "expires": now + timedelta(seconds=3600),
         "lease_owner": "one",
         "lease_until": now + timedelta(seconds=held_s),
@@ -132,9 +134,12 @@ def test_erasing_a_request_erases_its_promise(store: Store) -> None:
         reason="degraded",
     )
     store.insert([promise("req-1"), kept])
+    assert not pending.erased(store, "req-1")
     exchanges.erase(store, ["req-1"])
     (row,) = left(store)
     assert (row.body, row.prompt, row.student_text) == ({}, "", "")
+    assert pending.erased(store, "req-1")
+    assert exchanges.of_user(store, "ann") == ["req-1"]
 
 
 async def test_promises_outlive_an_outage_of_the_database_in_the_spool(store: Store) -> None:

@@ -11,14 +11,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
 from fake_openai import FakeOpenAI, Reply
-from small_bundle import STRANGE, SURE, UNSURE, make_router, prompts, save_parts
+from small_bundle import HEADS, STRANGE, SURE, UNSURE, make_router, prompts, save_parts
 from triage import SYSTEM, configuration
 
 from gateway.canaries import table
@@ -84,7 +84,7 @@ def _student(body: dict[str, Any]) -> Reply:
 
 def _fill(config: Config, folder: Path) -> None:
     """A champion, a canary, and the nights behind them."""
-    task, router = config.task(), make_router()
+    task, router = config.task(), replace(make_router(), prefix=HEADS)
     with Store.open(config.database_url, config.state / "spool", config.store.commit_ms) as store:
         made = []
         for name in ("trained", "challenger"):

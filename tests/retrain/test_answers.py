@@ -25,7 +25,8 @@ class Student:
 
 
 def answer(text: str) -> Answer:
-    return Answer(text=text, tokens=(Token(text=text, logprob=-0.25, top=(-0.25, -2.0)),))
+    token = Token(text=text, logprob=-0.25, top=(-0.25, -2.0), names=(text, "~"))
+    return Answer(text=text, tokens=(token,))
 
 
 def test_answers_come_back_in_order_and_are_kept(tmp_path: Path) -> None:
@@ -34,6 +35,7 @@ def test_answers_come_back_in_order_and_are_kept(tmp_path: Path) -> None:
     assert answers_to(path, ROWS, student) == [answer(str(i)) for i in range(500)]
     assert answers_to(path, ROWS[::-1], student)[0] == answer("499")
     assert len(student.asked) == 500
+    assert read_answers(path)["req-7"].tokens[0].names == ("7", "~")
 
 
 def test_asking_goes_on_where_a_crash_stopped_it(tmp_path: Path) -> None:

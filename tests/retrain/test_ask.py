@@ -35,6 +35,7 @@ def test_answers_come_in_the_order_of_the_prompts_with_their_tokens() -> None:
     assert [answer.text for answer in answers if answer] == ["0", "1", "2", "3", "4"]
     assert answers[0] is not None
     assert answers[0].tokens == (Token(text="0", logprob=-0.25, top=(-0.25, -2.0)),)
+    assert answers[0].tokens[0].names == ("0", "~1")
 
 
 def test_it_asks_as_the_gateway_does() -> None:

@@ -36,7 +36,7 @@ tasks:
   - name: triage
     claim: {{model: [gpt-4.1]}}
     output: {{kind: label, labels: [parcel, refund, password, "refund!"], max_tokens: 16}}
-    audit_rate: 0.5
+    audit: {{rate: 0.5}}
 """
 NOBODY = "http://127.0.0.1:9/v1"
 

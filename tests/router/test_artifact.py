@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 
 from router.artifact import ARRAYS, MANIFEST, load, save
-from router.errors import BadArtifact, RouterError, VersionMismatch
-from router.router import Router
+from router.decision import Answer
+from router.embedder import STATIC, Outside
+from router.errors import BadArtifact, NoEmbedder, RouterError, VersionMismatch, WrongEmbedder
+from router.output import OutputSpec
+from router.router import Judged, Labelled, Router, fit_router
 
 
 @pytest.fixture
@@ -104,3 +108,60 @@ def test_loading_and_deciding_needs_neither_scipy_nor_sklearn(folder: Path) -> N
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+class Meaning:
+    """An embedder that was there when the router was fitted."""
+
+    name, size, serial = "made up", 2, False
+
+    def __call__(self, text: str, /) -> Any:
+        return np.array([len(text) % 7, 1.0], np.float32)
+
+    def many(self, texts: Sequence[str], /) -> Any:
+        return np.stack([self(text) for text in texts])
+
+
+@pytest.fixture(scope="module")
+def with_meaning(tmp_path_factory: pytest.TempPathFactory) -> tuple[Router, Path]:
+    rows = [Labelled(prompt=f"question number {at}", answer="ab"[at % 2]) for at in range(80)]
+    router = fit_router(
+        spec=OutputSpec(kind="label"),
+        train=rows,
+        calibration=[
+            Judged(prompt=row.prompt, student=Answer(text=row.answer), teacher=row.answer)
+            for row in rows[:20]
+        ],
+        max_disagreement=0.5,
+        confidence=0.9,
+        ood_epsilon=0.1,
+        embedder=Meaning(),
+    )
+    folder = tmp_path_factory.mktemp("embedder")
+    save(router, folder)
+    return router, folder
+
+
+def test_an_embedder_is_not_saved_and_its_vectors_are_handed_in(
+    with_meaning: tuple[Router, Path],
+) -> None:
+    router, folder = with_meaning
+    alone, given = load(folder), load(folder, Meaning())
+    for prompt in ("question number 5", "something else"):
+        vector = Meaning()(prompt)
+        assert alone.before(prompt, vector) == given.before(prompt) == router.before(prompt)
+    with pytest.raises(NoEmbedder):
+        alone.before("question number 5")
+
+
+def test_the_vectors_of_another_embedder_are_refused(
+    router: Router, with_meaning: tuple[Router, Path], tmp_path: Path
+) -> None:
+    folder = with_meaning[1]
+    for other in (Outside(name=STATIC), Outside(name="another"), Outside(name="made up", size=3)):
+        with pytest.raises(WrongEmbedder, match=r"manifest\.json"):
+            load(folder, other)
+    save(router, tmp_path)
+    assert load(tmp_path, Outside(name=STATIC)).ood.space.name == STATIC
+    with pytest.raises(WrongEmbedder, match="'static'"):
+        load(tmp_path, Meaning())

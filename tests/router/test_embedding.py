@@ -36,8 +36,8 @@ def test_the_hash_never_changes() -> None:
     # A change of the arithmetic would void every saved router: raise artifact.FORMAT with it.
     keys, counts = ngrams("aa aa")
     assert keys.tolist() == [
-        *(821074275, 1236310863, 1366412247, 1447112614, 1498681621, 1621326482),
-        *(2612814309, 2735459170, 3256448601, 3388717974, 4227071939),
+        *(1236310863, 1447112614, 1498681621, 1621326482),
+        *(2612814309, 2735459170, 3388717974, 4227071939),
     ]
     assert counts.max() == np.float32(1 + np.log(2))
 

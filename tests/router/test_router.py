@@ -3,13 +3,16 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from router.artifact import load, save
 from router.decision import Answer, Reason, Route, Token
 from router.output import OutputSpec
+from router.report import score_in_words
 from router.router import HEAD_ROWS, Judged, Labelled, Router, fit_router
 from router.threshold import NEVER, upper_bound
 
@@ -186,3 +189,57 @@ def test_many_rows_with_an_honest_student_keep_the_plain_score(
     router = fit_small(traffic(2).judged(HEAD_ROWS, quality=0.9))
     assert not router.confidence.learned
     assert router.certificate is not None and router.certificate.n == HEAD_ROWS
+
+
+def leaning(count: int, seed: int) -> list[Judged]:
+    """A student that gives its first label more than it should: sure and wrong."""
+    rng = np.random.default_rng(seed)
+    labels = ("billing", "delivery", "login")
+    rows = []
+    for at in range(count):
+        truth = int(rng.integers(3))
+        logs = rng.normal(size=3) + 4.0 * (np.arange(3) == truth) + (2.0, 0.0, -1.0)
+        logs -= np.log(np.exp(logs).sum())
+        order = np.argsort(-logs).tolist()
+        top = tuple(logs[order].tolist())
+        names = tuple(labels[at][:4] for at in order)
+        token = Token(text=names[0], logprob=top[0], top=top, names=names)
+        student = Answer(text=labels[order[0]], tokens=(token,))
+        rows.append(Judged(prompt=f"request {at}", student=student, teacher=labels[truth]))
+    return rows
+
+
+def test_a_student_that_leans_to_a_label_is_read_by_the_names_of_all(tmp_path: Path) -> None:
+    router = fit_router(
+        spec=OutputSpec(kind="label", labels=("billing", "delivery", "login")),
+        train=[],
+        calibration=leaning(HEAD_ROWS + 600, seed=1),
+        max_disagreement=0.05,
+        confidence=0.95,
+        ood_epsilon=0.01,
+    )
+    contest = router.report.contest
+    assert router.confidence.reader is not None and router.report.learned
+    assert contest.won == "logistic" and contest.reader and contest.leads["logistic"].auroc_low > 0
+    assert "won: logistic" in score_in_words(router.report)
+    fresh = leaning(2000, seed=9)
+    served = [router.after(row.prompt, row.student).route is Route.STUDENT for row in fresh]
+    wrong = [row.student.text != row.teacher for row in fresh]
+    assert np.mean(np.array(served) & np.array(wrong)) <= 0.05
+    save(router, tmp_path)
+    again = load(tmp_path)
+    assert again.report == router.report
+    assert all(
+        again.score(row.prompt, row.student) == router.score(row.prompt, row.student)
+        for row in fresh[:50]
+    )
+
+
+def test_the_report_says_why_the_plain_score_stays(
+    fit_small: Callable[..., Router], traffic: Any
+) -> None:
+    few = fit_small(traffic(2).judged(60)).report
+    assert "too few rows" in score_in_words(few)
+    report = fit_small(traffic(2).judged(HEAD_ROWS, quality=0.8)).report
+    assert not report.learned and "logistic" in report.contest.leads
+    assert score_in_words(report).startswith("Score: the answer's own probability")

@@ -8,7 +8,19 @@ import pytest
 
 from router.decision import Answer, Token
 from router.output import Kind
-from router.signals import FEATURES, NOTHING, features, signals, value_spans, value_tokens
+from router.signals import (
+    EXTRAS,
+    FEATURES,
+    NOTHING,
+    QUANTILES,
+    WINDOW,
+    extras,
+    features,
+    log_probability,
+    signals,
+    value_spans,
+    value_tokens,
+)
 
 
 def generated(*pieces: str | tuple[str, float], text: str | None = None) -> Answer:
@@ -108,6 +120,10 @@ def test_every_signal_is_finite_whatever_the_server_sends(kind: Kind, given: Ans
     assert np.isfinite(numbers).all()
     assert np.isfinite(features(got)).all()
     assert len(features(got)) == len(FEATURES)
+    assert np.isfinite(extras(got)).all() and len(extras(got)) == len(EXTRAS)
+    assert np.isfinite(signals(kind, given, labels=("x", "y")).options).all()
+    score = log_probability(kind, given)
+    assert score == pytest.approx(got.mean if kind == "text" else got.seq)
     assert got.seq <= 0.0 and 0.0 <= got.first <= 1.0
 
 
@@ -123,3 +139,76 @@ def test_surer_tokens_mean_higher_signals() -> None:
     low, high = (signals("label", one(p)) for p in (0.6, 0.99))
     assert low.seq < high.seq and low.first < high.first and low.margin < high.margin
     assert (features(low) < features(high)).all()
+
+
+def test_quantiles_are_those_of_the_value_tokens() -> None:
+    logs = [-0.1, -0.2, -0.3, -1.0, -2.0, -0.5, -0.7]
+    got = signals("json", TICKET)
+    assert got.quantiles == pytest.approx(np.quantile(logs, QUANTILES).tolist())
+    assert got.quantiles[0] == got.min
+
+
+def test_a_stretch_of_doubt_in_a_long_text_shows_in_the_group_but_little_in_the_mean() -> None:
+    def token(p: float) -> Token:
+        top = (math.log(p), math.log1p(-p))
+        return Token(text="word ", logprob=top[0], top=top)
+
+    def written(*tokens: Token) -> float:
+        return signals("text", Answer(text="word " * len(tokens), tokens=tokens)).group
+
+    sure, unsure = [token(0.999)] * WINDOW, [token(0.6)] * WINDOW
+    assert written(*sure * 5) == pytest.approx(written(*sure))
+    assert written(*sure * 2, *unsure, *sure * 2) == pytest.approx(written(*unsure))
+    assert written(*unsure) < written(*unsure[:9], *sure[:9]) < written(*sure)
+
+
+def test_servers_that_leave_out_alternatives_of_some_tokens_are_read() -> None:
+    whole = Token(text="a", logprob=-0.1, top=(-0.1, -3.0, -5.0))
+    short = Token(text="b", logprob=-0.2, top=(-0.2, -2.0))
+    alone_token = Token(text="c", logprob=-0.3)
+    got = signals("text", Answer(text="abc", tokens=(whole, short, alone_token)))
+    alone = signals("text", Answer(text="c", tokens=(alone_token,)))
+    assert got.margin == pytest.approx(min(2.9, 1.8, alone.margin))
+    assert got.seq == pytest.approx(-0.6)
+
+
+def test_alternatives_are_labels_by_their_names() -> None:
+    labels = ("card", "card_lost", "Transfer", "other")
+    token = Token(
+        text=" card",
+        logprob=math.log(0.5),
+        top=tuple(map(math.log, (0.5, 0.25, 0.125, 0.0625))),
+        names=(" card", "trans", "Card", "zebra"),
+    )
+    answer = Answer(text="card_lost", tokens=(Token(text=" ", logprob=0.0), token))
+    got = signals("label", answer, labels=labels)
+    assert got.said == 1
+    # both cards begin with the token; upper and lower case are one label
+    assert np.exp(got.options) == pytest.approx([0.625, 0.625, 0.25, 0.0625, 0.125])
+    assert signals("label", Answer(text="nothing", tokens=(token,)), labels=labels).said == -1
+
+
+def test_without_names_only_the_chosen_token_is_known() -> None:
+    token = Token(text="a", logprob=math.log(0.7), top=(math.log(0.7), math.log(0.2)))
+    got = signals("label", Answer(text="a", tokens=(token,)), labels=("a", "b"))
+    assert np.exp(got.options) == pytest.approx([0.7, 0.3, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "share"),
+    [
+        ("json", '{"a": null, "b": "x", "c": "", "d": "Unknown"}', 0.75),
+        ("json", '{"a": 0, "b": false}', 0.0),
+        ("label", "n/a", 1.0),
+        ("label", "refund", 0.0),
+        ("text", "I'm sorry, but I can't help with that.", 1.0),
+        ("text", "The unknown soldier", 0.0),
+    ],
+)
+def test_refusals_and_empty_values_are_abstentions(kind: Kind, text: str, share: float) -> None:
+    assert signals(kind, generated(text)).abstains == share
+
+
+def test_the_form_of_an_answer_is_read_also_without_tokens() -> None:
+    got = signals("text", Answer(text="x" * 99, finish_reason="length"), lengths=(0.0, 2.0))
+    assert got.cut and got.length == pytest.approx(math.log(100) / 2)

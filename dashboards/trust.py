@@ -86,7 +86,8 @@ def routing() -> Row:
             Panel(
                 title="Strange requests",
                 description="Share whose conformal p-value is under 1 % and under 5 %. Ordinary "
-                "traffic shows about 1 % and 5 %; more is traffic unlike the training data.",
+                "traffic shows about 1 % and 5 %; more is traffic unlike the training data. `no "
+                "vector`: the embedder failed or was late, and the teacher answered.",
                 queries=[
                     Query(
                         expr=share(
@@ -95,6 +96,12 @@ def routing() -> Row:
                         legend=f"{{{{task}}}} p < {level}",
                     )
                     for level in (0.01, 0.05)
+                ]
+                + [
+                    Query(
+                        expr=share(total("retort_embedder_failed_total", by="task"), seen),
+                        legend="{{task}} no vector",
+                    )
                 ],
                 unit="percentunit",
             ),

@@ -40,7 +40,7 @@ SURFACE = 0.1
 PENALTY, SURFACE_PENALTY = 1.0, 0.1
 FOLDS = 5
 #: How strongly the mix is held to equal weights: a few hundred rows do not tell much about them.
-EQUAL = 300.0
+EQUAL = 20.0
 
 NUMBER = re.compile(r"\d+")
 SENTENCE = re.compile(r"[.?!]")

@@ -78,7 +78,9 @@ def check_router(router: Router) -> None:
         raise ValueError(f"views {ood.uses}")
     if len(ood.reference) and ood.reference.shape[1] != len(ood.uses):
         raise ValueError("reference has other views")
-    space = ood.space
-    meaning = 0 if space.meaning is None else space.meaning.size
-    if ood.rows.shape[1] != space.words.axes.shape[1] + meaning:
+    words, meaning = ood.space.words, ood.space.meaning
+    beside = ood.rows.shape[1] - words.axes.shape[1]
+    # an embedder elsewhere may not have said yet how long its vectors are
+    known = 0 if meaning is None else meaning.size or max(beside, 1)
+    if beside != known:
         raise ValueError("rows do not fit axes")

@@ -10,8 +10,8 @@ as many as the gateway asks for; heads are fitted on 2,000 questions and judged 
 same rows, of which a third is the head's and the rest the certificate's.
 
 The bar is the logistic regression on the log-probabilities of *all* options (not only those the
-gateway asks for), in the better of two forms: the plain one, and one that is also told the
-student's answer.
+gateway asks for), in the best of three forms: to right or wrong, the same with the student's answer
+as an input, and to the teacher's option, of which the student's is then looked up.
 """
 
 import sys
@@ -130,13 +130,24 @@ def all_options_and_answer(pair: Pair, fit: NDArray[np.intp], test: NDArray[np.i
     return _regression(np.hstack([pair.logs, said]), pair, fit, test)
 
 
-def _regression(x: Doubles, pair: Pair, fit: NDArray[np.intp], test: NDArray[np.intp]) -> Doubles:
+def all_options_to_teacher(pair: Pair, fit: NDArray[np.intp], test: NDArray[np.intp]) -> Doubles:
+    model = _model().fit(pair.logs[fit], pair.wanted[fit])
+    shares = np.zeros((len(test), len(LETTERS)))
+    shares[:, model[-1].classes_] = model.predict_proba(pair.logs[test])
+    found: Doubles = shares[np.arange(len(test)), pair.logs[test].argmax(axis=1)]
+    return found
+
+
+def _model() -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    model.fit(x[fit], pair.losses[fit] == 0.0)
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+
+
+def _regression(x: Doubles, pair: Pair, fit: NDArray[np.intp], test: NDArray[np.intp]) -> Doubles:
+    model = _model().fit(x[fit], pair.losses[fit] == 0.0)
     return np.asarray(model.predict_proba(x[test])[:, 1])
 
 
@@ -181,6 +192,7 @@ def router(pair: Pair, fit: NDArray[np.intp], test: NDArray[np.intp]) -> Doubles
 BARS: dict[str, Score] = {
     "LR, all options": all_options,
     "LR, all options + answer": all_options_and_answer,
+    "LR, all options → teacher's": all_options_to_teacher,
 }
 SCORES: dict[str, Score] = {
     "random": at_random,
@@ -261,7 +273,6 @@ def compare(pair: Pair, splits: int) -> list[Line]:
             value=mean["APGR", "head"] - mean["APGR", best],
             low=low,
             high=high,
-            bar=0.0,
         )
     )
     return lines

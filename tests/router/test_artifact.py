@@ -149,7 +149,7 @@ def test_an_embedder_is_not_saved_and_its_vectors_are_handed_in(
     alone, given = load(folder), load(folder, Meaning())
     for prompt in ("question number 5", "something else"):
         vector = Meaning()(prompt)
-        assert alone.before(prompt, vector) == given.before(prompt) == router.before(prompt)
+        assert alone.before(prompt, vector=vector) == given.before(prompt) == router.before(prompt)
     with pytest.raises(NoEmbedder):
         alone.before("question number 5")
 

@@ -192,7 +192,7 @@ def test_a_score_of_arrays_that_do_not_fit_is_refused(
     changed = change(arrays.pop(part))
     np.savez(tmp_path / ARRAYS, **arrays, **({} if changed is None else {part: changed}))
     signed_again(tmp_path)
-    with pytest.raises(BadArtifact, match=r"not (a router|readable as arrays)"):
+    with pytest.raises(BadArtifact):
         load(tmp_path)
 
 

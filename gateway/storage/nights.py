@@ -14,6 +14,7 @@ FAILED = "failed"
 WHO = {
     BundleState.CHAMPION.value: "champion",
     BundleState.CANDIDATE.value: "challenger",
+    BundleState.CANARY.value: "challenger",
     BundleState.REJECTED.value: "challenger",
 }
 #: evaluations to look through for the newest of champion and challenger

@@ -44,10 +44,11 @@ async def follow(
             raise BundleError(problem)
     except (RetortError, RouterError) as error:
         # it is no fault of the bundle's that this gateway cannot reach it
-        if lane.canary_problem != str(error):
+        said = f"{bundle.id} gets nothing from this gateway: {error}"
+        if lane.canary_problem != said:
             extra = {"task": lane.task.name, "bundle": bundle.id, "error": str(error)}
             logger.warning("canary gets nothing from this gateway", extra=extra)
-        lane.canary, lane.canary_problem = None, f"{bundle.id} gets nothing from here: {error}"
+        lane.canary, lane.canary_problem = None, said
         return
     if trial is None:
         extra = {"task": lane.task.name, "bundle": bundle.id, "share": f"{canary.share:g}"}

@@ -266,6 +266,9 @@ class Output(Section):
     """For label: the allowed ones; empty allows what the teacher was seen to answer."""
     fields: dict[str, list[Any]] = {}
     """For json: the required fields, each with its allowed values (an empty list allows any)."""
+    loss: Literal["exact", "fields"] = "exact"
+    """For json: one wrong field makes an answer wrong (exact), or as wrong as its share of the
+    fields (fields: 1 - F1). The contract counts this loss."""
     max_tokens: int = Field(default=256, gt=0)
     """A draft that reaches this many tokens is invalid."""
 

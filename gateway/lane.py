@@ -161,6 +161,7 @@ def output_spec(output: Output) -> OutputSpec:
         labels=tuple(output.labels),
         fields={name: tuple(values) for name, values in output.fields.items()},
         max_tokens=output.max_tokens,
+        loss=output.loss,
     )
 
 

@@ -61,6 +61,7 @@ def save(router: Router, folder: Path) -> None:
             "fields": {name: tuple(values) for name, values in router.spec.fields.items()},
             "max_tokens": router.spec.max_tokens,
             "fences": router.spec.fences,
+            "loss": router.spec.loss,
         },
         "ood": {
             "epsilon": router.ood_epsilon,
@@ -248,6 +249,7 @@ def _router(
             fields={name: tuple(values) for name, values in spec["fields"].items()},
             max_tokens=spec["max_tokens"],
             fences=spec["fences"],
+            loss=spec["loss"],
         ),
         ood=Ood(
             space=Space(words=words, meaning=meaning),

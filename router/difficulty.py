@@ -39,7 +39,7 @@ SHRINK = 10.0
 SURFACE = 0.1
 PENALTY, SURFACE_PENALTY = 1.0, 0.1
 FOLDS = 5
-#: How strongly the mix is held to equal weights: a few hundred rows do not tell much about them.
+#: How strongly the mix is held to equal weights: as if so many rows had asked for them.
 EQUAL = 20.0
 
 NUMBER = re.compile(r"\d+")

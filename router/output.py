@@ -41,7 +41,8 @@ class OutputSpec:
     ``labels``: for kind label, the allowed ones; empty allows any. ``fields``: for kind json, the
     required fields, each with its allowed values (none: any value). ``max_tokens``: a draft that
     reaches this many tokens is invalid. ``fences``: JSON drafts may stand in a Markdown code
-    fence, because the teacher's do.
+    fence, because the teacher's do. ``loss``: whether one wrong field makes a json answer wrong
+    (exact), or as wrong as its share of the fields (fields).
     """
 
     kind: Kind = "text"
@@ -49,6 +50,12 @@ class OutputSpec:
     fields: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     max_tokens: int = 256
     fences: bool = False
+    loss: Literal["exact", "fields"] = "exact"
+
+    @property
+    def binary(self) -> bool:
+        """Whether losses are 0 or 1 by their nature."""
+        return self.kind == "label" or (self.kind == "json" and self.loss == "exact")
 
 
 def learn(spec: OutputSpec, teacher: Iterable[str]) -> OutputSpec:
@@ -105,8 +112,9 @@ def disagreement(spec: OutputSpec, student: str, teacher: str) -> float:
     """The loss of the student's answer against the teacher's, in [0, 1].
 
     label: 0 if equal but for case, whitespace, quotes and a final stop, else 1. json: 0 if every
-    field of the spec (every key of either, where it names none) is equal, else 1. text: 1 minus
-    the F1 of the two bags of words.
+    field of the spec (every key of either, where it names none) is equal, else 1; with the loss
+    by fields, 1 minus the F1 of the two sets of fields. text: 1 minus the F1 of the two bags of
+    words.
     """
     if spec.kind == "label":
         return float(bare(student) != bare(teacher))
@@ -148,11 +156,12 @@ def _object_loss(spec: OutputSpec, student: str, teacher: str) -> float:
     if ours is None or theirs is None:
         # A teacher that answered no object (a refusal, say) is matched only word for word.
         return float(student.strip() != teacher.strip())
-    names = spec.fields or ours.keys() | theirs.keys()
-    missing = object()
-    return float(
-        any(not _same(ours.get(name, missing), theirs.get(name, missing)) for name in names)
-    )
+    names = spec.fields.keys() or ours.keys() | theirs.keys()
+    said, wanted = ours.keys() & names, theirs.keys() & names
+    right = sum(_same(ours[name], theirs[name]) for name in said & wanted)
+    if spec.loss == "exact" or not (said or wanted):
+        return float(right < len(said | wanted))
+    return 1.0 - 2.0 * right / (len(said) + len(wanted))
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -74,6 +74,8 @@ def check_router(router: Router) -> None:
     ood = router.ood
     if router.spec.kind not in get_args(Kind):
         raise ValueError(f"kind {router.spec.kind!r}")
+    if router.spec.loss not in ("exact", "fields"):
+        raise ValueError(f"loss {router.spec.loss!r}")
     if not set(ood.uses) <= set(VIEWS if len(ood.centroids) else VIEWS[-1:]):
         raise ValueError(f"views {ood.uses}")
     if len(ood.reference) and ood.reference.shape[1] != len(ood.uses):

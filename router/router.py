@@ -293,7 +293,7 @@ def _certify(
 ) -> tuple[Confidence, Certificate | None, _Rows, Contest]:
     """The score to use, its certificate, the rows that certificate speaks of, and how the heads
     that were tried did."""
-    binary = router.spec.kind != "text"
+    binary = router.spec.binary
     base = router.confidence
     if len(rows.prompts) < HEAD_ROWS:
         ours = certify(rows.scores(base), rows.losses, alpha, delta, binary=binary)

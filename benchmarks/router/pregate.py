@@ -5,9 +5,11 @@
 RouteLLM's recorded outcomes (Mixtral-8x7B and GPT-4 on MMLU and GSM8K, contaminated rows dropped).
 A seed draws the labelled rows, 1,500 of MMLU and 800 of GSM8K, and all others are the test; the
 label is (strong right - weak right + 1) / 2, so that the estimate ranks prompts by what the strong
-model gains. Nothing was chosen on test rows: the estimator weighs its parts inside the labelled
-rows. Scored as RouteLLM does: thresholds at ten equally filled bins of the test scores, accuracy
-over the share of strong calls by trapezoids, between the two models' own accuracies.
+model gains. The estimator weighs its parts inside the labelled rows. Its settings and the features
+of how a prompt is written were found while looking at these two public sets (other draws of them,
+LOG.md), so on others expect somewhat less. Scored as RouteLLM does: thresholds at ten equally filled
+bins of the test scores, accuracy over the share of strong calls by trapezoids, between the two
+models' own accuracies.
 
 Intervals: the mean over seeds, by bootstrap of the seeds. The published routers had other labels
 (arena votes and 1,500 questions of MMLU's validation split; a judge's for GSM8K): context, not a

@@ -136,3 +136,26 @@ def test_a_class_is_the_label_or_the_first_fields_value() -> None:
     assert label_of(OBJECT, '{"kind": ["a"]}') is None
     assert label_of(OBJECT, "nothing") is None
     assert label_of(OutputSpec(), "anything") is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "loss"),
+    [
+        (GOOD, GOOD, 0.0),
+        (GOOD, '{"kind": "b", "urgent": true, "note": "x"}', 1 / 3),
+        (GOOD, '{"kind": "b", "urgent": false, "note": "y"}', 1.0),
+        # one of three fields is missing: precision 1, recall 2/3
+        ('{"kind": "a", "urgent": true}', GOOD, 0.2),
+        # what is no field of the task does not count
+        (GOOD, GOOD[:-1] + ', "more": 1}', 0.0),
+        ("no", GOOD, 1.0),
+        ("{}", "{}", 0.0),
+    ],
+)
+def test_a_json_answer_may_be_as_wrong_as_its_share_of_the_fields(
+    one: str, other: str, loss: float
+) -> None:
+    spec = OutputSpec(kind="json", fields=OBJECT.fields, loss="fields")
+    assert disagreement(spec, one, other) == pytest.approx(loss)
+    assert disagreement(OBJECT, one, other) == float(loss > 0)
+    assert (OBJECT.binary, spec.binary) == (True, False)

@@ -3,8 +3,9 @@
     RETORT_DATA=<folder> python benchmarks/router/drift.py
 
 Windows of WINDOW requests, a share of them out of scope. On CLINC150 the gate is ``fit_ood`` as it
-is, its reference the validation prompts, and windows are drawn from the test prompts, so that
-"1 % false alarms" includes everything that is not quite exchangeable there. Beside it, students of
+is, with either embedder, fitted on the training split as published; its reference are the
+validation prompts, and windows are drawn from the test prompts, so that "1 % false alarms" includes
+everything that is not quite exchangeable there. Beside it, students of
 a known gate: binormal strangeness, where power depends on the gate's AUROC and on nothing else;
 fresh reference prompts each time, so that their false alarms are those of the test itself.
 Baselines: only one mark, and Kolmogorov–Smirnov on the same p-values.
@@ -23,7 +24,9 @@ if __name__ == "__main__":  # so that it runs alone
 
 from benchmarks.router.data import Data, find
 from benchmarks.router.table import Line
+from benchmarks.router.vectors import Known, minilm
 from router.drift import LEVEL, WINDOW, ks_test, tail_test
+from router.embedder import Embedder
 from router.ood import fit_ood
 from router.threshold import interval
 
@@ -36,8 +39,6 @@ SHARES = (0.0, 0.02, 0.05, 0.10)
 #: The gates of the curve, by the AUROC of their strangeness.
 AUROCS = (0.90, 0.95, 0.97, 0.98, 0.99)
 REFERENCE = 2000
-#: Prompts of each class the gate is fitted on.
-EACH = 20
 
 
 def measure(data: Data, quick: bool) -> list[Line]:
@@ -48,17 +49,26 @@ def measure(data: Data, quick: bool) -> list[Line]:
     rows = None if quick else data.rows("clinc150_full")
     if rows is not None:
         train, reference, known, foreign = _clinc(rows)
-        gate = fit_ood(train, reference, seed=1)
-        inside = np.array([gate.p_value(prompt) for prompt in known])
-        outside = np.array([gate.p_value(prompt) for prompt in foreign])
-
-        def window(rng: np.random.Generator, share: float) -> tuple[Doubles, int]:
-            strange = rng.binomial(WINDOW, share)
-            drawn = [rng.choice(inside, WINDOW - strange), rng.choice(outside, strange)]
-            return np.concatenate(drawn), len(reference)
-
-        lines += _power(window, "CLINC150, router.ood", times, (0.0, 0.05))
+        texts = [*(prompt for prompt, _ in train), *reference, *known, *foreign]
+        embedders: dict[str, Embedder | None] = {"static": None}
+        if (vectors := minilm(texts)) is not None:
+            embedders["MiniLM"] = Known(dict(zip(texts, vectors, strict=True)))
+        for name, embedder in embedders.items():
+            gate = fit_ood(train, reference, seed=1, embedder=embedder)
+            inside = np.array([gate.p_value(prompt) for prompt in known])
+            outside = np.array([gate.p_value(prompt) for prompt in foreign])
+            drawn = _drawn(inside, outside, len(reference))
+            lines += _power(drawn, f"CLINC150, {name}", times, (0.0, 0.05))
     return lines
+
+
+def _drawn(inside: Doubles, outside: Doubles, reference: int) -> Window:
+    def window(rng: np.random.Generator, share: float) -> tuple[Doubles, int]:
+        strange = rng.binomial(WINDOW, share)
+        picked = [rng.choice(inside, WINDOW - strange), rng.choice(outside, strange)]
+        return np.concatenate(picked), reference
+
+    return window
 
 
 def _power(window: Window, where: str, times: int, barred: tuple[float, ...]) -> list[Line]:
@@ -110,15 +120,12 @@ def _clinc(
     rows: list[dict[str, str]],
 ) -> tuple[list[tuple[str, str | None]], list[str], list[str], list[str]]:
     """Training rows, reference prompts, prompts in scope, prompts out of it."""
-    seen: dict[str, int] = {}
     train: list[tuple[str, str | None]] = []
     texts: dict[tuple[str, bool], list[str]] = {}
     for row in rows:
         foreign = row["label"] == "oos"
         if row["split"] == "train" and not foreign:
-            seen[row["label"]] = seen.get(row["label"], 0) + 1
-            if seen[row["label"]] <= EACH:
-                train.append((row["text"], row["label"]))
+            train.append((row["text"], row["label"]))
         else:
             texts.setdefault((row["split"], foreign), []).append(row["text"])
     return train, texts["val", False], texts["test", False], texts["test", True]

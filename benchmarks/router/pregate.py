@@ -7,7 +7,7 @@ A seed draws the labelled rows, 1,500 of MMLU and 800 of GSM8K, and all others a
 label is (strong right - weak right + 1) / 2, so that the estimate ranks prompts by what the strong
 model gains. The estimator weighs its parts inside the labelled rows. Its settings and the features
 of how a prompt is written were found while looking at these two public sets (other draws of them,
-LOG.md), so on others expect somewhat less. Scored as RouteLLM does: thresholds at ten equally filled
+LOG.md), so on others expect somewhat less. Scored as RouteLLM does: thresholds at ten equal
 bins of the test scores, accuracy over the share of strong calls by trapezoids, between the two
 models' own accuracies.
 

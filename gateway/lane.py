@@ -213,5 +213,8 @@ class LaneMetrics:
         self.early_cancels = counters(metrics.early_cancels_total)
         self.wasted = counters(metrics.wasted_tokens_total)
         self.cache = counters(metrics.cache_requests_total)
-        for outcome in ("promoted", "rolled_back"):  # shown as 0 before the first
+        # shown as 0 before the first
+        for outcome in ("promoted", "rolled_back"):
             metrics.canary_ended_total.labels(task, outcome)
+        for kind in ("harm", "shift", "drift"):
+            metrics.incidents_total.labels(task, kind)

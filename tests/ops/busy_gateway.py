@@ -42,14 +42,18 @@ def busy_gateway(folder: Path) -> Iterator[str]:
         FakeOpenAI(_student, models=("student-base",), strict_models=True, vllm=True) as student,
     ):
         task = {
-            "audit": {"rate": 0.5, "per_day": 0},
+            # kept by this student, so that no alarm ends the traffic
+            "contract": {"max_disagreement": 0.4},
+            "audit": {"rate": 0.5, "per_day": 0, "reask": 0.5},
             "checks": [{"kind": "blocked", "patterns": ["!$"]}],
             "cache": {"enabled": True},
             # it runs all the time
             "canary": {"steps": [0.5], "min_requests": 10**6, "max_requests": 10**6, "delta": 1e-9},
             "budget": {"daily_usd": 1000.0, "monthly_usd": 9000.0},
         }
-        config = configuration(folder / "state", (teacher, student), task)
+        # rows are counted some seconds after they came
+        settled = {"settle_s": 2.0}
+        config = configuration(folder / "state", (teacher, student), task, certificate=settled)
         _fill(config, folder)
         with _process(config, folder) as address, _traffic(f"http://{address}"):
             yield address
@@ -185,6 +189,7 @@ def _traffic(url: str) -> Iterator[None]:
     for k in range(5, len(asks), 20):
         asks[k] = Ask(text=f"a question of another kind {k}", system="You write poems.")
     asks[15] = Ask(text="fail", system="You write poems.")
+    asks[25] = Ask(text=f"{STRANGE}, my card is 4111 1111 1111 1111")
     stop = threading.Event()
 
     def post(body: bytes, path: str = "chat/completions") -> str:

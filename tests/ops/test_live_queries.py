@@ -45,6 +45,9 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
             server.wait_for('retort_requests_total{reason="trusted", stream="true"} > 5')
             server.wait_for("retort_upstream_requests_total{code='500'} > 0")
             server.wait_for('retort_requests_total{reason="unsafe"} > 1')
+            server.wait_for("retort_redacted_total > 0")
+            server.wait_for("retort_teacher_disagreement_reasks_total > 0")
+            server.wait_for('retort_certificate_rows_total{result="counted"} > 100', 60)
             server.wait_for("count_over_time(retort_build_info[1m]) > 10", 60)
             yield server
 

@@ -272,7 +272,9 @@ def certificate() -> Row:
                 "if everything goes on as it does; a million: never.",
                 queries=[
                     Query(
-                        expr=f"clamp_max({newest('retort_certificate_audits_needed', 'task')}, 1e6)",
+                        expr="clamp_max("
+                        + newest("retort_certificate_audits_needed", "task")
+                        + ", 1e6)",
                         legend="{{task}}",
                     )
                 ],

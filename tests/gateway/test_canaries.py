@@ -241,6 +241,7 @@ def test_rows_that_tell_nothing_are_left_out(pair: Store) -> None:
     assert seen == {"trouble": (1.0, 3), "fallback": (2.0, 3), "loss": (1.5, 2)}
 
 
+@pytest.mark.slow
 def test_three_processes_give_one_result(pair: Store) -> None:
     dice = random.Random(5)
     task = canary_process.PATIENT
@@ -392,6 +393,7 @@ def test_a_bad_canary_is_rolled_back_within_seconds(
     assert gateway.metric('retort_canary_share_ratio{task="triage"}') == 0
 
 
+@pytest.mark.slow
 def test_a_good_canary_becomes_the_champion(serving: Start, challenger: Promote) -> None:
     steps = HALF | {"max_requests": 6}
     gateway = serving(canary=steps, sections=QUICK)

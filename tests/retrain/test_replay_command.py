@@ -216,6 +216,7 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone_and_can_be_read_without_a_mouse(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,6 +109,7 @@ def leaning(n: int, *, seed: int) -> tuple[list[tuple[Signals, Doubles]], list[f
     return rows, losses, wanted
 
 
+@pytest.mark.slow
 def test_a_lean_to_some_labels_is_read_off_their_names() -> None:
     rows, losses, wanted = leaning(600, seed=1)
     head, contest = learn_head(default("label"), rows, losses, seed=1, wanted=wanted)
@@ -154,6 +155,7 @@ def test_with_more_rows_the_score_is_the_chance_to_be_right() -> None:
     assert few[0] is not None and few[0].curve is None and not few[1].calibrated
 
 
+@pytest.mark.slow
 def test_trees_are_tried_with_many_rows_and_must_beat_the_regression() -> None:
     rows, losses = stepped(TREE_ROWS, seed=5)
     head, contest = learn_head(default("label"), rows, losses, seed=1)

@@ -43,6 +43,7 @@ def test_the_probability_is_about_what_happens(traffic: Any) -> None:
     assert np.mean(said[False]) == pytest.approx(1 - HARD, abs=0.08)
 
 
+@pytest.mark.slow
 def test_what_the_prompt_does_not_tell_is_not_told(traffic: Any) -> None:
     rng = np.random.default_rng(2)
     texts, _ = outcomes(traffic, 1, 400)

@@ -81,6 +81,7 @@ def test_ordinary_prompts_are_turned_away_at_most_as_promised(traffic: Any, size
         assert count / len(views) >= epsilon * 0.5  # and it is not idle
 
 
+@pytest.mark.slow
 def test_a_small_reference_cannot_reach_a_small_epsilon(
     traffic: Any, strange: tuple[str, ...]
 ) -> None:

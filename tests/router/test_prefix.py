@@ -92,6 +92,7 @@ def test_hopeless_drafts_are_stopped_and_hardly_any_other() -> None:
     assert prefix.caught == pytest.approx(flags[~truth].mean(), abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_limits_keep_the_share_also_with_few_drafts() -> None:
     """Over many small fits the mean share of served drafts stopped stays under what is allowed."""
     lost = []
@@ -198,6 +199,7 @@ def test_heads_and_window_survive_the_artifact(tmp_path: Path) -> None:
     assert plain.prefix is None
 
 
+@pytest.mark.slow
 def test_a_router_learns_its_heads_from_the_calibration_drafts() -> None:
     dice = random.Random(8)
     calibration = []

@@ -53,6 +53,8 @@ def apgr(need: Doubles, weak: Doubles, strong: Doubles) -> float:
     right = np.array([np.where(chosen, strong, weak).mean() for chosen in sent])
     low, high = weak.mean(), strong.mean()
     width = float(share[-1] - share[0])
+    if width == 0.0:  # all tied: sent or kept together
+        return 0.5
     return float((np.trapezoid(right, share) - low * width) / ((high - low) * width))
 
 

@@ -106,7 +106,7 @@ def node_modules() -> Path:
 
 def install(command: Sequence[object], *, cwd: Path | None = None) -> None:
     try:
-        run(command, cwd=cwd)
+        run(command, cwd=cwd, timeout_s=300)
     except (OSError, subprocess.SubprocessError) as error:
         raise NotInstalled(f"{' '.join(map(str, command[:3]))} … ({error})") from error
 

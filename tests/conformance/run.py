@@ -19,6 +19,7 @@ import generated_requests
 import hostile
 import litellm_peer
 import openai_python
+import streams
 from rig import HERE, NotInstalled, Result, say
 
 SUITES: dict[str, Callable[[], Iterator[Result]]] = {
@@ -26,6 +27,7 @@ SUITES: dict[str, Callable[[], Iterator[Result]]] = {
     "llmock": hostile.suites,
     "clients": clients.suites,
     "schemathesis": generated_requests.suites,
+    "streams": streams.suites,
 }
 FAST = ("openai-python",)
 

@@ -6,6 +6,7 @@ group, less what the student would have taken for the same requests.
 """
 
 import argparse
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -113,8 +114,9 @@ def _cluster(rows: Sequence[Fallback], total: int, everywhere: Counter[str]) -> 
     ours = [row.student_usd for row in rows if row.student_usd]
     student_usd = float(np.mean(ours)) * len(priced) if ours else 0.0
     here = Counter(word for row in rows for word in _words(row.prompt))
-    # how much more often than chance would have it, with little said for what is rare
-    lead = {word: n * n / (everywhere[word] + 5.0) for word, n in here.items()}
+    # how much the word says that a row is of this group, over all the rows that hold it
+    base = len(rows) / total
+    lead = {word: n * math.log(n / (everywhere[word] * base)) for word, n in here.items()}
     words = tuple(sorted(lead, key=lambda word: (-lead[word], word))[:5])
     reasons = Counter(row.reason for row in rows)
     example = max(rows, key=lambda row: (len(_words(row.prompt) & set(words)), -len(row.prompt)))

@@ -360,6 +360,7 @@ def test_a_conversation_stays_with_its_bundle(serving: Start, challenger: Promot
         assert canary is not None and canary.bundle == new
 
 
+@pytest.mark.slow
 def test_a_bad_canary_is_rolled_back_within_seconds(
     serving: Start,
     start: Start,
@@ -411,6 +412,7 @@ def test_a_good_canary_becomes_the_champion(serving: Start, challenger: Promote)
     assert state(gateway.store, new) == "champion"
 
 
+@pytest.mark.slow
 def test_a_gateway_that_cannot_reach_the_canary_sends_it_nothing(
     serving: Start, challenger: Promote, student: FakeOpenAI
 ) -> None:

@@ -194,6 +194,7 @@ def test_an_equal_student_wins_no_more_often_than_its_challenge_may_spend(
         assert 0.0 < chance <= spent(0.05, challenge)
 
 
+@pytest.mark.slow
 def test_over_a_whole_reign_an_equal_student_wins_no_more_often_than_alpha() -> None:
     """300 new test rows a night, 8 % errors: exact, night by night, then over 60 nights."""
     n, error, kept = 300, 0.08, 1.0

@@ -105,6 +105,7 @@ def test_a_better_student_replaces_the_champion(world: World) -> None:
     assert second.data.train > first.data.train  # cumulative
 
 
+@pytest.mark.slow
 def test_a_better_student_begins_as_a_canary_where_that_is_wanted(world: World) -> None:
     task = world.config.tasks[0].model_copy(update={"canary": CanarySection(enabled=True)})
     world.config = world.config.model_copy(update={"tasks": [task]})

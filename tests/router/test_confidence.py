@@ -142,6 +142,7 @@ def stepped(n: int, *, seed: int) -> tuple[list[tuple[Signals, Doubles]], list[f
     return [(signal, view) for view in views], losses
 
 
+@pytest.mark.slow
 def test_with_more_rows_the_score_is_the_chance_to_be_right() -> None:
     rows, losses = drafts(CURVE_ROWS, telling=True)
     head, contest = learn_head(default("label"), rows, losses, seed=1)

@@ -91,6 +91,7 @@ def hopeless() -> Callable[[Any, Any, float | None], Router]:
     return make
 
 
+@pytest.mark.slow
 def test_a_hopeless_draft_is_not_asked_for_where_the_cost_ratio_says_so(
     traffic: Any, make_draft: Any, hopeless: Any, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def test_a_prompt_seen_before_ties_with_itself(traffic: Any) -> None:
     assert places[0] >= 2 / 61  # itself, and no rounding error away from it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [19, 50])
 def test_ordinary_prompts_are_turned_away_at_most_as_promised(traffic: Any, size: int) -> None:
     """Over many draws of the held-out prompts, P(p <= ε) <= ε; ties only make it smaller."""

@@ -78,6 +78,7 @@ def test_what_comes_after_the_window_changes_nothing_in_it() -> None:
     assert cut(one, None) is one
 
 
+@pytest.mark.slow
 def test_hopeless_drafts_are_stopped_and_hardly_any_other() -> None:
     answers, served = drafts(1000, seed=3)
     prefix = fit_prefix("text", answers, served, share=0.01)
@@ -180,6 +181,7 @@ def test_an_answer_that_breaks_after_its_release_is_a_full_loss() -> None:
     assert windowed(window=3, ending="length").certificate is None
 
 
+@pytest.mark.slow
 def test_heads_and_window_survive_the_artifact(tmp_path: Path) -> None:
     answers, served = drafts(400, seed=7)
     prefix = fit_prefix("text", answers, served, share=0.02)

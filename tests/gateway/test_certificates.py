@@ -166,6 +166,7 @@ def test_gateways_that_race_leave_what_one_alone_would(store: Store) -> None:
     assert same(recomputed(store), known)
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_folds_loses_and_doubles_nothing(store: Store) -> None:
     lines, expected = stream(400, BEGAN)
     ensure(store, SUBJECT)

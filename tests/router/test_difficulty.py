@@ -116,6 +116,7 @@ def test_without_a_cost_ratio_every_draft_is_tried(
     assert all(router.before(text).reason is Reason.TRUSTED for text, _ in traffic(9).rows(30))
 
 
+@pytest.mark.slow
 def test_a_certificate_is_the_same_with_and_without(
     traffic: Any, make_draft: Any, hopeless: Any
 ) -> None:

@@ -33,6 +33,7 @@ def test_a_compiled_regression_gives_the_same_numbers(classes: int) -> None:
     assert np.abs(head.compiled().shares(x) - ours).max() < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("directions", [None, [1, 0, -1, 0]])
 def test_compiled_trees_give_the_same_numbers(directions: list[int] | None) -> None:
     model = MonotoneTrees(directions=directions).fit(*sample())

@@ -15,6 +15,7 @@ def gate(traffic: Any, *, held_out: int = 150, classes: bool = True) -> Ood:
     return fit_ood(train, [text for text, _ in traffic(2).rows(held_out)], seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [True, False])
 def test_strange_prompts_get_the_lowest_p_value(
     traffic: Any, strange: tuple[str, ...], classes: bool

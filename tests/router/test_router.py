@@ -209,6 +209,7 @@ def leaning(count: int, seed: int) -> list[Judged]:
     return rows
 
 
+@pytest.mark.slow
 def test_a_student_that_leans_to_a_label_is_read_by_the_names_of_all(tmp_path: Path) -> None:
     router = fit_router(
         spec=OutputSpec(kind="label", labels=("billing", "delivery", "login")),

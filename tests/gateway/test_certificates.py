@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import fold_process
 import numpy as np
+import pytest
 from another_process import address, processes
 from ledger_rows import (
     BUNDLE,

@@ -18,6 +18,8 @@ TRIAGE = Task(
     claim=Claim(model=["m"]),
     output=Output(kind="label", labels=["delivery", "refund", "account"]),
 )
+#: a wrong answer for each right one
+OTHER = {"delivery": "refund", "refund": "account", "account": "delivery"}
 
 
 def test_every_kind_of_answer_is_in_the_sample_and_asking_twice_gives_the_same(
@@ -42,15 +44,14 @@ def test_the_error_of_the_teacher_has_an_interval_and_the_last_review_counts(sto
     assert label_error(store, "triage").n == 0
     collect(store, 60)
     rows = exchanges.find(store, "triage", limit=40)
-    other = {"delivery": "refund", "refund": "account", "account": "delivery"}
     answers = {row.id: row.teacher_text or "" for row in rows}
-    answers |= {row.id: other[row.teacher_text or ""] for row in rows[:4]}
+    answers |= {row.id: OTHER[row.teacher_text or ""] for row in rows[:4]}
     done = take(store, TRIAGE, answers)
     assert (done.right, done.wrong) == (36, 4)
     found = label_error(store, "triage")
     assert (found.n, found.wrong) == (40, 4)
     assert found.low < 0.1 < found.high
-    assert exchanges.show(store, rows[0].id)[0].correction == other[rows[0].teacher_text or ""]
+    assert exchanges.show(store, rows[0].id)[0].correction == OTHER[rows[0].teacher_text or ""]
     # the reviewer thinks again
     take(store, TRIAGE, {rows[0].id: rows[0].teacher_text or ""})
     assert label_error(store, "triage").wrong == 3
@@ -85,7 +86,7 @@ def test_a_night_does_not_train_on_a_teacher_that_is_shown_to_be_wrong(
             collect(store, 240)
             rows = sample(store, TRIAGE, 1.0)[:20]
             answers = {row.id: row.teacher_text or "" for row in rows}
-            answers |= {row.id: "account" for row in rows[:wrong]}
+            answers |= {row.id: OTHER[row.teacher_text or ""] for row in rows[:wrong]}
             take(store, TRIAGE, answers)
             trainer = WordTrainer()
             report = run(config, config.tasks[0], store, train=trainer, progress=False)

@@ -1,7 +1,6 @@
 """The composition root: every part of the gateway is made and started here."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -20,12 +19,12 @@ from gateway.audits.auditor import Auditor
 from gateway.audits.checking import Checker
 from gateway.claims import Claims
 from gateway.config import Config, NextTeacher, Student, Teacher
-from gateway.errors import ConfigError
 from gateway.lane import Lane
 from gateway.ledger import Ledger
 from gateway.money.prices import PriceBook
 from gateway.parts import Parts
 from gateway.poller import Poller
+from gateway.secret import secret
 from gateway.storage.store import Store
 from gateway.upstreams.admission import Gate
 from gateway.upstreams.chain import Chain
@@ -183,17 +182,6 @@ def _patience(section: Teacher | NextTeacher) -> Patience:
         idle_s=section.idle_timeout_s or section.timeout_s,
         stream_s=section.stream_timeout_s,
     )
-
-
-def secret(field: str, name: str | None) -> str | None:
-    """The value of an environment variable that a field of the configuration names. Raises
-    ConfigError."""
-    if name is None:
-        return None
-    value = os.environ.get(name, "").strip()
-    if not value:
-        raise ConfigError(f"{field}: environment variable {name} is not set")
-    return value
 
 
 def _version() -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import time
 from typing import Any, Protocol
 
@@ -11,7 +10,7 @@ import orjson
 
 from gateway import metrics
 from gateway.config import ModerationCheck
-from gateway.errors import ConfigError
+from gateway.secret import json_headers
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +30,7 @@ class Moderation:
         self._check = check
         self._url = f"{check.base_url.rstrip('/')}/moderations"
         self._session: aiohttp.ClientSession | None = None
-        self._headers = {"content-type": "application/json"}
-        if check.api_key_env is not None:
-            key = os.environ.get(check.api_key_env, "").strip()
-            if not key:
-                raise ConfigError(
-                    f"tasks.checks: environment variable {check.api_key_env} is not set"
-                )
-            self._headers["authorization"] = f"Bearer {key}"
+        self._headers = json_headers("tasks.checks", check.api_key_env)
 
     async def passes(self, seen: Released) -> bool:
         """Whether the draft may be served; where the endpoint has no word, as ``on_error`` says."""

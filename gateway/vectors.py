@@ -4,7 +4,6 @@ thread of its own, or an OpenAI-compatible endpoint."""
 import asyncio
 import hashlib
 import logging
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from gateway import metrics
 from gateway.config import EmbedderSection, EndpointEmbedder, MiniLMEmbedder, StaticEmbedder
 from gateway.errors import ConfigError
+from gateway.secret import json_headers
 from router.embedder import Embedder, Outside
 from router.errors import NoEmbedder
 from router.minilm import MiniLM
@@ -92,14 +92,7 @@ class Endpoint:
         self._url = f"{section.base_url.rstrip('/')}/embeddings"
         self._session: aiohttp.ClientSession | None = None
         self._known: OrderedDict[bytes, Floats] = OrderedDict()
-        self._headers = {"content-type": "application/json"}
-        if section.api_key_env is not None:
-            key = os.environ.get(section.api_key_env, "").strip()
-            if not key:
-                raise ConfigError(
-                    f"tasks.embedder: environment variable {section.api_key_env} is not set"
-                )
-            self._headers["authorization"] = f"Bearer {key}"
+        self._headers = json_headers("tasks.embedder", section.api_key_env)
 
     async def of(self, text: str) -> Floats:
         """Raises NoEmbedder, or what the connection raises."""

@@ -17,19 +17,17 @@ import orjson
 from gateway.audits.teacher import answer_text
 from gateway.config import Config, Task
 from gateway.errors import GatewayError
-from gateway.ids import new_id
 from gateway.money.prices import PriceBook
 from gateway.money.pricing import Usage, add, read_usage
-from gateway.prompt import prompt_hash, user_text
-from gateway.redaction import Redaction
 from gateway.storage import exchanges
 from gateway.storage.line import Line, name_of
 from gateway.storage.store import Store
-from gateway.storage.tables import Exchange, utcnow
+from gateway.storage.tables import Exchange
 from gateway.upstreams.chain import Chain
 from gateway.upstreams.refusals import retry_after_s
 from retrain.label_inputs import Body
 from retrain.progress import Bar
+from retrain.traffic import collected
 from router.decision import Answer, Reason, Route
 from router.output import OutputSpec, check
 
@@ -118,27 +116,9 @@ class Labelling:
     def row(self, body: Body, answer: str | None, model: str | None) -> Exchange:
         """Of the queue, as if the application had asked. Also where there is no text to learn from,
         so that nobody pays for the same refusal again."""
-        redaction = Redaction(self.task.redact)
-        kept = redaction.json(body)
-        prompt = user_text(self.task.prompt, kept["messages"])
-        return Exchange(
-            id=new_id("req"),
-            dedupe_key=self.key(body),
-            at=utcnow(),
-            task=self.task.name,
-            group_key=exchanges.group_key(prompt, kept),
-            prompt=prompt,
-            body=kept,
-            teacher_text=redaction.optional(answer),
-            teacher_model=model,
-            route=Route.TEACHER.value,
-            reason=Reason.COLLECT.value,
-            sampled=self.real,
-            propensity=1.0,
-            prompt_hash=prompt_hash(self.task.prompt),
-            subject=exchanges.subject(body),
-            licensed=self.config.teacher.trainable,
-        )
+        row = collected(self.task, body, answer, model, self.key(body))
+        row.sampled, row.licensed = self.real, self.config.teacher.trainable
+        return row
 
     def line(self, row: Exchange, answer: Body, seconds: float) -> Line:
         """Of the ledger: what the call cost. Written twice, it is there once."""

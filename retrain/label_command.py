@@ -43,10 +43,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def label(args: argparse.Namespace) -> int:
-    from gateway.app import make_chain, secret
+    from gateway.app import make_chain
     from gateway.config import load
     from gateway.lane import output_spec
     from gateway.money.prices import PriceBook
+    from gateway.secret import secret
     from gateway.storage.store import Store
     from retrain.label import Labelling
     from retrain.label import label as run

@@ -175,24 +175,32 @@ def import_traffic(store: Store, task: Task, recorded: Sequence[Recorded]) -> Im
 
 
 def _exchange(task: Task, recorded: Recorded) -> Exchange:
-    redaction = Redaction(task.redact)
-    body = redaction.json(recorded.body)
-    prompt = user_text(task.prompt, body["messages"])
     canonical = json.dumps(recorded.body, sort_keys=True, ensure_ascii=False)
+    key = exchanges.dedupe_key(task.name, canonical.encode("utf-8", "replace"))
+    return collected(task, recorded.body, recorded.answer, recorded.model, key)
+
+
+def collected(
+    task: Task, said: Mapping[str, Any], answer: str | None, model: str | None, key: str
+) -> Exchange:
+    """A row as if the gateway had collected the request now, redacted. ``key`` tells repeats."""
+    redaction = Redaction(task.redact)
+    body = redaction.json(said)
+    prompt = user_text(task.prompt, body["messages"])
     return Exchange(
         id=new_id("req"),
-        dedupe_key=exchanges.dedupe_key(task.name, canonical.encode("utf-8", "replace")),
+        dedupe_key=key,
         at=utcnow(),
         task=task.name,
         group_key=exchanges.group_key(prompt, body),
         prompt=prompt,
         body=body,
-        teacher_text=redaction.text(recorded.answer),
-        teacher_model=recorded.model,
+        teacher_text=redaction.optional(answer),
+        teacher_model=model,
         route=Route.TEACHER.value,
         reason=Reason.COLLECT.value,
         sampled=True,
         propensity=1.0,
         prompt_hash=prompt_hash(task.prompt),
-        subject=exchanges.subject(recorded.body),
+        subject=exchanges.subject(said),
     )

@@ -6,7 +6,6 @@ both orders, 1 where the teacher's is better in both, and 0.5 where the order de
 """
 
 import asyncio
-import os
 import re
 import time
 from dataclasses import dataclass, replace
@@ -16,9 +15,9 @@ import orjson
 
 from gateway import metrics
 from gateway.config import JudgeSection
-from gateway.errors import ConfigError
 from gateway.money.prices import PriceBook
 from gateway.money.pricing import Usage, read_usage
+from gateway.secret import json_headers
 
 _NAME = "judge"
 #: room for a word, also of a model that begins with a few others
@@ -54,14 +53,7 @@ class Judge:
         self._prices = prices
         self._url = f"{section.base_url.rstrip('/')}/chat/completions"
         self._session: aiohttp.ClientSession | None = None
-        self._headers = {"content-type": "application/json"}
-        if section.api_key_env is not None:
-            key = os.environ.get(section.api_key_env, "").strip()
-            if not key:
-                raise ConfigError(
-                    f"tasks.audit.judge: environment variable {section.api_key_env} is not set"
-                )
-            self._headers["authorization"] = f"Bearer {key}"
+        self._headers = json_headers("tasks.audit.judge", section.api_key_env)
 
     async def compare(self, prompt: str, student: str, teacher: str) -> tuple[Verdict, Verdict]:
         """The student's answer first, then the teacher's. Never raises."""
